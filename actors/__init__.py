@@ -1,0 +1,1 @@
+"""The cast: session, inference, dispatcher, collector, learner, and the campaign wiring them."""

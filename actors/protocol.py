@@ -1,0 +1,125 @@
+"""Every message the cast exchanges, in the order of the straight line.
+
+    RunRollout → dispatcher → RunEpisode → session ─ Generate → inference
+                                              │    ← Completion
+                                              └─ EpisodeEnded → collector → consumer
+    UpdatePolicy → learner → PolicyUpdated ; SwapWeights → inference → WeightsSwapped
+
+Invariant: a message holds values only, so that it can cross a process boundary
+or be journalled without a change.
+
+Not here: the records inside the messages (`engine.trajectory`, `envs.base`).
+"""
+
+from __future__ import annotations
+
+from ..engine.codec import Message
+from ..engine.trajectory import ChatMessage, FinishReason, Trajectory
+from ..envs.base import Task
+
+
+class Sampling(Message, frozen=True):
+    """How completions are drawn."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    max_tokens: int = 256
+    """Per turn."""
+    top_p: float = 1.0
+    """Below 1 the stored log-probs are no longer those of the sampling distribution."""
+    stop: tuple[str, ...] = ()
+    """Extra stop strings; the model's own closer always stops."""
+
+
+class Generate(Message, frozen=True):
+    """Session → inference: continue this prompt."""
+
+    request_id: str
+    """`<trajectory id>/<turn>`: the same id asked twice is the same request."""
+    prompt_ids: bytes
+    """uint32; empty where the backend takes text."""
+    messages: tuple[ChatMessage, ...]
+    """The same prompt as text; empty where the backend takes token ids."""
+    sampling: Sampling
+    seed: int
+
+
+class Completion(Message, frozen=True):
+    """Inference → session: what was sampled, token for token."""
+
+    request_id: str
+    text: str
+    token_ids: bytes
+    """uint32, closer included if it was sampled; empty where the server gives no ids."""
+    logprobs: bytes
+    """float32, one for each id: log-probability under the sampling distribution."""
+    finish: FinishReason
+    policy_version: int
+
+
+class RunEpisode(Message, frozen=True):
+    """Dispatcher → session: play this, once."""
+
+    id: str
+    """The trajectory's id."""
+    task: Task
+    wave: int
+    attempt: int
+    seed: int
+
+
+class EpisodeEnded(Message, frozen=True):
+    """Session → collector: the one record of the episode."""
+
+    trajectory: Trajectory
+
+
+class RunRollout(Message, frozen=True):
+    """Anyone → dispatcher: play every task `attempts` times. Answered when all are admitted."""
+
+    tasks: tuple[Task, ...]
+    attempts: int
+    wave: int
+    seed: int
+    skip: tuple[str, ...] = ()
+    """Trajectory ids that are already in the store (resume)."""
+
+
+class RolloutAdmitted(Message, frozen=True):
+    """Dispatcher → asker: that many episodes were admitted."""
+
+    episodes: int
+
+
+class SwapWeights(Message, frozen=True):
+    """Weights → inference: serve these from now on."""
+
+    version: int
+    path: str
+    """A Hugging Face model directory."""
+
+
+class WeightsSwapped(Message, frozen=True):
+    """Inference → weights: confirmed; the prefix cache is empty."""
+
+    version: int
+    seconds: float
+
+
+class UpdatePolicy(Message, frozen=True):
+    """Campaign → learner: run one evolution step on these sealed waves."""
+
+    waves: tuple[str, ...]
+    """Paths of wave files."""
+    version: int
+    """Version that the result will carry."""
+    out: str
+    """Model directory to write."""
+
+
+class PolicyUpdated(Message, frozen=True):
+    """Learner → campaign: the step is done and saved."""
+
+    version: int
+    path: str
+    metrics: dict[str, float]

@@ -1,0 +1,1 @@
+"""The evidence: each module prints one table and writes one JSON file."""

@@ -1,0 +1,211 @@
+"""Every error that Rollwave raises, and the one boundary that classifies foreign ones.
+
+    RollwaveError
+    ├── ConfigError                the user's settings are wrong: the message names the key
+    │   ├── UnknownEnvironment     no environment of that id; says the nearest one
+    │   ├── TemplateError          a chat template breaks the prefix rule
+    │   └── MissingDependency      an extra is not installed; says which
+    ├── MessageError               bytes that are not the message they should be
+    │   └── MessageTooLarge
+    ├── ActorError
+    │   ├── ActorDead              the actor stopped, it will not answer
+    │   │   └── ActorRestarted     this incarnation died, the next one will: ask again
+    │   ├── AskFailed              the actor answered with a failure
+    │   ├── MailboxFull            `tell_nowait` on a full mailbox
+    │   └── RestartLimitExceeded   too many restarts in the window: escalated
+    ├── DeadlineExceeded           a stage outlived its deadline; names the stage
+    ├── EnvironmentFault           an environment raised, hung or answered garbage
+    ├── BackendError               the inference backend refused or failed one request
+    │   ├── BackendDied            the whole backend is gone; its supervisor restarts it
+    │   └── WeightSwapFailed       new weights could not be loaded
+    ├── StoreError
+    │   ├── JournalCorrupt         a record in the middle of the journal is damaged
+    │   ├── WaveCorrupt            a sealed wave does not match its hash
+    │   ├── NotARun                the directory is not a run of ours, or of another version
+    │   ├── RunLocked              another process is writing to this run
+    │   └── StorageFailed          the disk refused a write (full, read-only, ...)
+    └── LearnerError
+        ├── EmptyWave              nothing left to learn from, with the counts of what was dropped
+        └── BadSample              a trajectory that cannot be trained on as it is
+
+A fault is data, not a crash: `classify` turns any exception that escaped an
+environment, a backend or our own code into a `Fault` that travels in a
+trajectory. It is the only place where arbitrary exceptions are looked at, and
+it is never used to hide cancellation.
+
+Not here: retry rules (see `restart`) and exit codes (see the command line).
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import StrEnum
+from typing import Final
+
+
+class RollwaveError(Exception):
+    """Base of the tree. The text says what happened and what to do about it."""
+
+
+class ConfigError(RollwaveError):
+    """The user's settings are wrong. The text names the key and the accepted values."""
+
+
+class UnknownEnvironment(ConfigError):
+    """No environment is registered under that id."""
+
+
+class TemplateError(ConfigError):
+    """A chat template whose rendering of turn k is not a prefix of turn k+1."""
+
+
+class MissingDependency(ConfigError):
+    """An optional package is needed here. The text gives the extra that installs it."""
+
+
+class MessageError(RollwaveError):
+    """Bytes that do not decode as one of the messages their receiver accepts."""
+
+
+class MessageTooLarge(MessageError):
+    """A message above the size limit of its transport."""
+
+
+class ActorError(RollwaveError):
+    """Base of what can go wrong between two actors."""
+
+
+class ActorDead(ActorError):
+    """The actor has stopped: this message was not, and will not be, answered."""
+
+
+class ActorRestarted(ActorDead):
+    """The incarnation that held this message died and is being replaced: ask again."""
+
+
+class AskFailed(ActorError):
+    """The actor handled the message and answered with a failure.
+
+    Unlike `ActorDead`, the actor is alive; asking again may fail the same way.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}" if kind else text)
+        self.kind: Final = kind
+        self.text: Final = text
+
+
+class MailboxFull(ActorError):
+    """`tell_nowait` found no room. Use `tell`, which waits for it."""
+
+
+class RestartLimitExceeded(ActorError):
+    """A supervisor gave up: its children were restarted too often within the window."""
+
+
+class DeadlineExceeded(RollwaveError):
+    """A stage outlived its deadline. The text names the stage and the seconds."""
+
+
+class EnvironmentFault(RollwaveError):
+    """An environment raised, hung, or answered something that is not a step result."""
+
+
+class BackendError(RollwaveError):
+    """The inference backend refused or failed this request; the backend itself is alive."""
+
+
+class BackendDied(BackendError):
+    """The whole backend is gone (its engine or thread died). The supervisor restarts it."""
+
+
+class WeightSwapFailed(BackendError):
+    """New weights could not be loaded. The backend must be restarted before it is used."""
+
+
+class StoreError(RollwaveError):
+    """Base of what can go wrong with a run directory."""
+
+
+class JournalCorrupt(StoreError):
+    """A record in the middle of the journal is damaged (a torn tail is not an error)."""
+
+
+class WaveCorrupt(StoreError):
+    """A sealed wave whose content does not match the hash it was sealed with."""
+
+
+class NotARun(StoreError):
+    """The directory is not a Rollwave run, or one of a version this build cannot read."""
+
+
+class RunLocked(StoreError):
+    """Another process holds this run directory."""
+
+
+class StorageFailed(StoreError):
+    """The operating system refused a write: disk full, read-only, or an I/O error."""
+
+
+class LearnerError(RollwaveError):
+    """Base of what can go wrong in an evolution step."""
+
+
+class EmptyWave(LearnerError):
+    """No usable trajectory is left. The text counts what was dropped, by reason."""
+
+
+class BadSample(LearnerError):
+    """A trajectory whose tokens, mask and log-probs do not fit together."""
+
+
+class FaultKind(StrEnum):
+    """Where a fault came from. Faults are counted by kind and never become a reward."""
+
+    ENVIRONMENT = "environment"
+    BACKEND = "backend"
+    DEADLINE = "deadline"
+    MESSAGE = "message"
+    STORAGE = "storage"
+    INTERNAL = "internal"
+
+
+_KINDS: Final[tuple[tuple[type[BaseException], FaultKind], ...]] = (
+    (DeadlineExceeded, FaultKind.DEADLINE),
+    (TimeoutError, FaultKind.DEADLINE),
+    (EnvironmentFault, FaultKind.ENVIRONMENT),
+    (BackendError, FaultKind.BACKEND),
+    (ActorError, FaultKind.BACKEND),
+    (MessageError, FaultKind.MESSAGE),
+    (StoreError, FaultKind.STORAGE),
+)
+
+
+def classify(error: BaseException) -> tuple[FaultKind, str]:
+    """Give the fault kind and a one-line description of any exception.
+
+    An exception group is classified by its first leaf that is not a
+    cancellation. Unknown exceptions are `INTERNAL`: a defect of ours until
+    shown otherwise.
+    """
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    for base, kind in _KINDS:
+        if isinstance(error, base):
+            return kind, text
+    return FaultKind.INTERNAL, text
+
+
+_DISK: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EACCES}
+
+
+def storage_error(error: OSError, path: object) -> StorageFailed:
+    """Wrap an `OSError` of a write into an error that names the file and the way out."""
+    reason = error.strerror or str(error)
+    hint = (
+        "free some space or choose another --out directory, then run the same command again"
+        if error.errno in _DISK
+        else "check the path and its permissions"
+    )
+    return StorageFailed(f"cannot write {path}: {reason}; {hint} (what was sealed is intact)")

@@ -1,0 +1,1 @@
+"""How a model writes an action down: one format a file."""

@@ -1,0 +1,1 @@
+"""The evolution steps: pure functions first, then one algorithm a file."""

@@ -1,0 +1,58 @@
+"""What a learner is: waves in, a new policy and a report out.
+
+Invariants: a learner never sees a faulted trajectory (`filters` drops and counts
+them first); the same waves, start and seed give the same weights on a CPU; what
+was dropped is in the report, by reason.
+
+Not here: when a learner runs (`actors.campaign`), or on which thread (`actors.learner`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..engine.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One trajectory as a learner takes it: tokens, where the loss is, and how much it counts."""
+
+    id: str
+    token_ids: Sequence[int]  # [n]
+    loss_mask: Sequence[int]  # [n], 1 where the agent wrote
+    logprobs: Sequence[float] = ()  # [n] behaviour log-probs, or empty for experts
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one evolution step did."""
+
+    metrics: Mapping[str, float]
+    """Last value of loss, grad_norm, …, and steps, tokens, seconds."""
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Trajectories left out, by reason."""
+
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each optimiser step with (step, steps, metrics)."""
+
+
+class Learner(ABC):
+    """One algorithm with its settings."""
+
+    @abstractmethod
+    def update(
+        self, trajectories: Sequence[Trajectory], *, out: str, progress: Progress | None = None
+    ) -> Report:
+        """Run one evolution step and save the new policy as a model directory at `out`.
+
+        Blocks; the learner actor calls it from a thread.
+
+        Raises:
+            EmptyWave: nothing usable; the text counts what was dropped by reason.
+        """
