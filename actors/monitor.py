@@ -1,0 +1,30 @@
+"""What a rollout looks like from outside, moment by moment.
+
+Not here: how it is shown (`cli.progress`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The figures of one moment, for progress views and services that watch a run."""
+
+    stage: str = ""
+    """What is being done, in a few words: "wave 2: rollout"."""
+    sessions_live: int = 0
+    episodes_done: int = 0
+    episodes_total: int = 0
+    """0 = not known yet."""
+    turns: int = 0
+    turns_per_second: float = 0.0
+    """Over the last few seconds."""
+    batch_fill: float = 0.0
+    """Mean share of the inference batch in use, in [0, 1]; 0 where it is unbounded."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Finished episodes by outcome name."""
+    success_rate: float | None = None
+    """Successes over scored episodes so far; None before the first."""
