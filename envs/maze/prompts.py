@@ -26,7 +26,9 @@ DOUBLE_T_PROMPT: Final = (
 )
 
 _EXAMPLE_START: Final = (5, 6)
-_EXAMPLE_MOVES: Final = "left left up left down left down left right down right right down down right down"
+_EXAMPLE_MOVES: Final = (
+    *("left", "left", "up", "left", "down", "left", "down", "left"),
+    *("right", "down", "right", "right", "down", "down", "right", "down"),
 )
 
 
@@ -34,7 +36,7 @@ def _example() -> str:
     """The published example: from (5, 6) into the left arm and back, with six blocked moves."""
     row, column = _EXAMPLE_START
     lines = []
-    for move in _EXAMPLE_MOVES.split():
+    for move in _EXAMPLE_MOVES:
         sides = DOUBLE_T.open((row, column))
         lines.append(f"environment: {TEXT.describe(DOUBLE_T_GOAL, (row, column), sides)}")
         action = f"move {move}"
