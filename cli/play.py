@@ -1,0 +1,231 @@
+"""What `rollout` and `evaluate` share: play a wave of tasks into a run directory.
+
+Not here: their options (each in its own file) and the figures (`actors.evaluator`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import trio
+
+from ..actors.embedding import Engine, EngineSettings, open_engine
+from ..actors.evaluator import Evaluation, evaluate, summarise
+from ..actors.policy_source import BackendName, policy_source
+from ..actors.protocol import Sampling
+from ..actors.waves import WavePlan, journalled, play_wave
+from ..engine.errors import ConfigError
+from ..engine.store import Store
+from ..engine.trajectory import Trajectory
+from ..envs.base import Task
+from ..envs.registry import resolve
+from .interrupt import keeping
+from .output import Output
+from .progress import progress_view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayOptions:
+    """The options both commands take, as the user wrote them."""
+
+    env: str
+    tasks: str | None
+    split: str | None
+    limit: int | None
+    attempts: int
+    policy: str
+    backend: BackendName
+    model: str
+    context: int
+    batch: int
+    temperature: float
+    max_tokens: int
+    concurrency: int
+    turn_limit: int
+    turn_seconds: float
+    episode_seconds: float
+    seed: int
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What was played, and its figures."""
+
+    trajectories: tuple[Trajectory, ...]
+    evaluations: list[Evaluation]
+    total: Evaluation
+    seconds: float
+    wave: Path
+
+
+def choose_tasks(env: str, tasks: str | None, split: str | None, limit: int | None) -> list[Task]:
+    """The tasks of one or several environments (comma-separated), by split or by number.
+
+    Raises:
+        ConfigError: both or neither can be read; the text says which option is wrong.
+    """
+    if tasks is not None and split is not None:
+        raise ConfigError("give --tasks A:B or --split NAME, not both")
+    chosen: list[Task] = []
+    for name in filter(None, (part.strip() for part in env.split(","))):
+        spec = resolve(name)
+        if tasks is None:
+            chosen += spec.tasks(split or "test", limit=limit)
+        else:
+            chosen += spec.numbered(_numbers(tasks))[:limit]
+    if not chosen:
+        raise ConfigError("no task is left to play: check --env, --tasks, --split and --limit")
+    return chosen
+
+
+def _numbers(text: str) -> list[int]:
+    """Read `A:B` (B excluded), `A`, or a comma-separated mix of them."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, colon, last = part.partition(":")
+        try:
+            start = int(first)
+            stop = int(last) if colon else start + 1
+        except ValueError:
+            raise ConfigError(
+                f"--tasks takes numbers like 0:40 or 3,7,10:20, not {text!r}"
+            ) from None
+        if start < 0 or stop <= start:
+            raise ConfigError(f"--tasks {part!r} is empty: give A:B with 0 <= A < B")
+        numbers.extend(range(start, stop))
+    return numbers
+
+
+def play(options: PlayOptions, output: Output, title: str) -> Played:
+    """Play the wave, or what is missing of it, and measure it."""
+    tasks = choose_tasks(options.env, options.tasks, options.split, options.limit)
+    source = policy_source(
+        options.policy,
+        backend=options.backend,
+        context=options.context,
+        batch=options.batch,
+        model=options.model,
+        seed=options.seed,
+    )
+    limits = EngineSettings(
+        concurrency=options.concurrency,
+        seed=options.seed,
+        turn_seconds=options.turn_seconds,
+        episode_seconds=options.episode_seconds,
+    )
+    plan = WavePlan(
+        number=0,
+        tasks=tasks,
+        attempts=options.attempts,
+        sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens),
+        turn_limit=options.turn_limit,
+    )
+    settings = {
+        "command": title.split()[0],
+        "env": options.env,
+        "tasks": options.tasks or f"{options.split or 'test'}[:{options.limit or ''}]",
+        "attempts": str(options.attempts),
+        "policy": options.policy,
+        "temperature": str(options.temperature),
+        "max_tokens": str(options.max_tokens),
+        "turn_limit": str(options.turn_limit),
+        "seed": str(options.seed),
+    }
+    started = time.perf_counter()
+    with Store.open(options.out, settings=settings) as store:
+
+        def kept() -> str:
+            count = len(journalled(store, 0))
+            return (
+                f"{count} of {len(plan.manifest())} episodes are kept in {options.out}; "
+                "the same command again plays the rest"
+            )
+
+        async def run() -> tuple[Trajectory, ...]:
+            async with open_engine(source, settings=limits) as engine:
+                return await _watched(engine, store, plan, output, title)
+
+        with keeping(kept):
+            trajectories = trio.run(run)
+        wave = next(info.path for info in store.waves() if info.number == 0)
+    return Played(
+        trajectories,
+        evaluate(trajectories),
+        summarise("all", trajectories),
+        time.perf_counter() - started,
+        Path(wave),
+    )
+
+
+async def _watched(
+    engine: Engine, store: Store, plan: WavePlan, output: Output, title: str
+) -> tuple[Trajectory, ...]:
+    with progress_view(title, output.live) as view:
+        wave = await play_wave(engine, store, plan, watch=view.update, stage=title)
+    return wave.trajectories
+
+
+def backend_name(text: str) -> BackendName:
+    """Read `--backend`.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    if text not in get_args(BackendName):
+        raise ConfigError(f"--backend is one of {', '.join(get_args(BackendName))}, not {text!r}")
+    return cast(BackendName, text)
+
+
+def report(played: Played, output: Output, *, figures: bool = False) -> None:
+    """Print what was played: outcomes always, the evaluation's figures if asked for.
+
+    JSON keys: `episodes`, `outcomes`, `faults`, `success_rate`, `interval`,
+    `average_reward`, `average_reward_scored`, `turns`, `turns_mean`, `format_errors`,
+    `truncated`, `seconds`, `turns_per_second`, `wave`, `environments`.
+    """
+    rows = played.evaluations + ([played.total] if len(played.evaluations) > 1 else [])
+    columns = ["environment", "episodes", "success", "95 % interval", "reward", "turns"]
+    columns += ["format errors", "truncated"] if figures else []
+    names = [name for name, n in played.total.outcomes.items() if n]
+    output.table(
+        [*columns, *(["faults"] if figures else names)],
+        [
+            [
+                row.env,
+                row.episodes,
+                f"{row.success_rate:.1%}",
+                f"{row.interval[0]:.1%} to {row.interval[1]:.1%}",
+                row.average_reward,
+                row.turns_mean,
+                *([f"{row.format_errors:.1%}", f"{row.truncated:.1%}"] if figures else []),
+                *(
+                    [sum(row.faults.values())]
+                    if figures
+                    else [row.outcomes[name] for name in names]
+                ),
+            ]
+            for row in rows
+        ],
+    )
+    total = played.total
+    output.text(
+        f"{total.turns} turns in {played.seconds:.1f} s; trajectories in {played.wave} "
+        f"(look: rollwave inspect {played.wave.parent.parent})"
+    )
+    if total.faults:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in total.faults.items())
+        output.warn(f"faults: {kinds}; they have no reward and are never learnt from")
+    figures_of_all = {k: v for k, v in asdict(total).items() if k not in ("env", "tasks")}
+    output.result(
+        {
+            **figures_of_all,
+            "seconds": played.seconds,
+            "turns_per_second": total.turns / played.seconds if played.seconds else 0.0,
+            "wave": str(played.wave),
+            "environments": {row.env: asdict(row) for row in played.evaluations},
+        }
+    )

@@ -1,0 +1,60 @@
+"""`rollwave rollout`: play episodes and keep their trajectories.
+
+Not here: what it shares with its sibling (`play`, `options`).
+"""
+
+from __future__ import annotations
+
+from . import options
+from .output import Output
+from .play import PlayOptions, backend_name, play, report
+
+
+def rollout(
+    env: options.Env,
+    out: options.Out,
+    tasks: options.Tasks = None,
+    split: options.Split = None,
+    limit: options.Limit = None,
+    attempts: options.Attempts = 1,
+    policy: options.PolicyName = "expert",
+    backend: options.Backend = "auto",
+    model: options.Model = "",
+    context: options.Context = 0,
+    batch: options.Batch = 256,
+    temperature: options.Temperature = 1.0,
+    max_tokens: options.MaxTokens = 256,
+    concurrency: options.Concurrency = 64,
+    turn_limit: options.TurnLimit = 0,
+    turn_seconds: options.TurnSeconds = 120.0,
+    episode_seconds: options.EpisodeSeconds = 3600.0,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Play episodes and keep their trajectories.
+
+    Every record is journalled as it ends and sealed as one Parquet wave at the end, so
+    Ctrl-C or a crash loses nothing that was finished: the same command goes on.
+    """
+    chosen = PlayOptions(
+        env=env,
+        tasks=tasks,
+        split=split,
+        limit=limit,
+        attempts=attempts,
+        policy=policy,
+        backend=backend_name(backend),
+        model=model,
+        context=context,
+        batch=batch,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        turn_limit=turn_limit,
+        turn_seconds=turn_seconds,
+        episode_seconds=episode_seconds,
+        seed=seed,
+        out=out,
+    )
+    output = Output(json=json)
+    report(play(chosen, output, f"rollout {env}"), output)
