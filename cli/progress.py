@@ -53,7 +53,7 @@ class ProgressView:
 
     def render(self) -> Group:
         """Draw the latest snapshot."""
-        from rich.console import Group, RenderableType
+        from rich.console import Group
         from rich.text import Text
 
         seconds = monotonic() - self._started
