@@ -141,6 +141,8 @@ class EnvSpec:
     cost: Cost = "inline"
     deterministic: bool = True
     """Replaying the same actions rebuilds the same state."""
+    expert_success: float = 1.0
+    """Share of tasks that the expert claims to solve within `turn_limit`; a law holds it to it."""
 
     def tasks(self, split: str, *, limit: int | None = None) -> list[Task]:
         """The tasks of a split, in order.
