@@ -1,0 +1,473 @@
+"""One supervised actor over all of its incarnations: its mailbox, its loop, its end.
+
+    spawned → delayed → starting → serving → ending → (restarted: spawned again | exited)
+
+The supervisor decides *whether* an incarnation follows; this file runs one
+incarnation at a time and keeps what outlives it: mailbox, ref and counters.
+
+Invariants:
+
+* the asks an incarnation had in hand (the current one and the deferred ones) are
+  answered when it ends, whatever ended it;
+* every ending is bounded by one deadline, `stop_timeout`, on the one cancel scope
+  an incarnation runs in; a child needs no second scope and no task of its own;
+* cancellation passes through: it ends an incarnation, but is never its failure.
+
+Not here: strategies, order and intensity (see `supervisor`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .actor import Actor, ActorContext, needs_tasks
+from .codec import decoder
+from .envelope import Reply
+from .errors import ActorDead, ActorRestarted, AskFailed, ConfigError, MessageError
+from .mailbox import Mailbox
+from .ref import ActorRef, ActorStatistics
+from .restart import Backoff, Restart, RestartIntensity, Strategy
+from .seeds import derive
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+_log: Final = logging.getLogger("rollwave.engine")
+
+MESSAGES_PER_SLICE: Final = 64
+"""Messages an actor handles before it lets other tasks run, if nothing made it wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """How to make an actor, and what to do when it ends."""
+
+    name: str
+    """Unique among the living siblings; part of the actor's seed."""
+    factory: Callable[[], Actor]
+    """Called for each incarnation. The first call is made by whoever starts the child."""
+    restart: Restart = Restart.PERMANENT
+    stop_timeout: float = 5.0
+    """Seconds it may take to end (message in hand, `on_stop`) before it is cancelled."""
+
+    def __post_init__(self) -> None:
+        if not self.stop_timeout >= 0:
+            raise ConfigError(
+                f"stop_timeout of {self.name} must be 0 or more seconds, not {self.stop_timeout}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended for good. Told once, never for an end that a restart follows."""
+
+    name: str
+    error: BaseException | None
+    """What it failed with; None if it ended normally, was stopped, or was cancelled."""
+    cancelled: bool
+    """Whether it was cut short: by its stop deadline or with everything around it."""
+
+
+def separate(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """Split what escaped an actor into (its failure, what is not its own).
+
+    The second part (cancellation, Ctrl-C) must go on. A group around one single
+    exception, as nurseries raise them, is unwrapped.
+    """
+    failure: BaseException | None
+    rest: BaseException | None
+    if isinstance(error, BaseExceptionGroup):
+        failure, rest = error.split(Exception)
+    elif isinstance(error, Exception):
+        failure, rest = error, None
+    else:
+        failure, rest = None, error
+    failure = None if failure is None else sole(failure)
+    assert failure is None or isinstance(failure, Exception)
+    return failure, rest
+
+
+def sole(error: BaseException) -> BaseException:
+    """The one exception inside nested groups of one; any other error as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+class Child:
+    """The runtime's record of one supervised actor."""
+
+    __slots__ = (
+        "_done",
+        "_nursery",
+        "_started",
+        "_supervisors",
+        "actor",
+        "attempt",
+        "awaited",
+        "born",
+        "busy_seconds",
+        "current",
+        "deferred",
+        "delayed",
+        "drain",
+        "exited",
+        "failure",
+        "handled",
+        "held",
+        "mailbox",
+        "malformed",
+        "on_exit",
+        "ran",
+        "ref",
+        "restarts",
+        "scope",
+        "serving",
+        "spec",
+        "stopping",
+        "supervisor",
+    )
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        supervisor: Supervisor,
+        on_exit: Callable[[Exit], None] | None,
+    ) -> None:
+        self.spec: Final = spec
+        self.supervisor: Final = supervisor
+        self.on_exit: Final = on_exit
+        # The constructor runs here, in the hands of whoever starts the child: it
+        # sees the mailbox's size, and a mistake in it is raised where it was made.
+        self.actor: Actor | None = spec.factory()
+        self.mailbox: Final = Mailbox(spec.name, self.actor.mailbox_capacity)
+        self.ref: Final = ActorRef(spec.name, self.mailbox, self)
+        self.scope: trio.CancelScope | None = None
+        """Of the running incarnation, its delay included; None while there is no task."""
+        self.delayed = False
+        """Waits out the backoff before its next incarnation."""
+        self.serving = False
+        """Between the end of `on_start` and the end of the incarnation."""
+        self.stopping = False
+        """Asked to end for good."""
+        self.held = False
+        """Ends so that its supervisor can restart it together with others."""
+        self.ran = False
+        """Some incarnation's `on_start` returned."""
+        self.awaited = False
+        """Somebody waits in `start_child`: a failing first `on_start` is theirs to see."""
+        self.drain = False
+        self.exited = False
+        self.failure: Exception | None = None
+        self.current: Reply | None = None
+        """The ask in hand, unless `defer` took it away."""
+        self.deferred: set[Reply] = set()
+        self.attempt = 0
+        """Restarts in a row, for the backoff."""
+        self.born = 0.0
+        self.restarts = 0
+        self.handled = 0
+        self.malformed = 0
+        self.busy_seconds = 0.0
+        self._nursery: trio.Nursery | None = None
+        self._supervisors: list[Supervisor] | None = None
+        self._started: trio.Event | None = None
+        self._done: trio.Event | None = None
+
+    # -- what the actor sees through its context ------------------------------
+
+    @property
+    def path(self) -> str:
+        """Names from the root down."""
+        return f"{self.supervisor.path}/{self.spec.name}" if self.supervisor.path else self.ref.name
+
+    @property
+    def seed(self) -> int:
+        """Computed when asked for: most actors never do."""
+        return derive(self.supervisor.seed, self.spec.name)
+
+    def defer(self) -> Reply:
+        """Take the ask in hand out of the loop."""
+        reply, self.current = self.current, None
+        if reply is None:
+            reply = Reply()
+            reply.discard()
+        reply.keep(self)
+        return reply
+
+    @property
+    def supervisors(self) -> tuple[Supervisor, ...]:
+        """Of the actor's own children, in start order."""
+        return tuple(self._supervisors or ())
+
+    def nursery_for(self, what: str) -> trio.Nursery:
+        """The actor's own nursery, for `what`."""
+        assert self.actor is not None
+        if self._nursery is None:
+            raise needs_tasks(self.actor, what)
+        return self._nursery
+
+    async def supervise(
+        self, strategy: Strategy, intensity: RestartIntensity | None, backoff: Backoff | None
+    ) -> Supervisor:
+        """Run a supervisor in the actor's nursery."""
+        nursery = self.nursery_for("supervise")
+        supervisor = self.supervisor.below(self, strategy, intensity, backoff)
+        if self._supervisors is None:
+            self._supervisors = []
+        self._supervisors.append(supervisor)
+        await nursery.start(supervisor.run)
+        return supervisor
+
+    def end(self) -> None:
+        """The actor itself wants to end normally."""
+        if self.spec.restart is Restart.PERMANENT:
+            self.mailbox.halt()
+        else:
+            self.mailbox.close()
+
+    def crash(self, error: Exception) -> None:
+        """Fail the incarnation with an error that arose outside of its task."""
+        if self.scope is not None and self.failure is None:
+            self.failure = error
+            self.scope.cancel()
+
+    # -- one incarnation ------------------------------------------------------
+
+    def spawn(self, nursery: trio.Nursery, delay: float = 0.0) -> None:
+        """Start the next incarnation's task; its first step comes after `delay` seconds."""
+        self.mailbox.resume()
+        self.failure = None
+        self.held = False
+        self.delayed = delay > 0
+        # Made here, not in the task, so that a stop that comes before the task's
+        # first step finds it.
+        self.scope = trio.CancelScope()
+        nursery.start_soon(self._run, self.scope, delay, name=self.spec.name)
+
+    async def _run(self, scope: trio.CancelScope, delay: float) -> None:
+        finished = False
+        try:
+            with scope:
+                if delay:
+                    await trio.sleep(delay)
+                    self.delayed = False
+                await self._live()
+                finished = True
+            finished = finished or self.delayed  # stopped before it began: nothing was cut short
+        except BaseException as error:  # noqa: BLE001
+            # The one boundary: what the actor raised becomes its failure; what is
+            # not its own, cancellation above all, goes on.
+            failure, rest = separate(error)
+            self.failure = self.failure or failure
+            if rest is not None:
+                raise rest from None
+        finally:
+            self.scope = None
+            self.serving = False
+            self._nursery = self._supervisors = None
+            self.supervisor.ended(self, cancelled=not finished and self.failure is None)
+
+    async def _live(self) -> None:
+        actor = self.actor
+        if actor is None:
+            actor = self.actor = self.spec.factory()
+        actor.context = ActorContext(self)
+        self.born = trio.current_time()
+        try:
+            if actor.has_tasks:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await self._serve(actor)
+                    nursery.cancel_scope.cancel()
+            else:
+                await self._serve(actor)
+        except BaseException as error:
+            failure, _ = separate(error)
+            failure = self.failure = self.failure or failure
+            if failure is not None:
+                await self._tell_failure(actor, failure)
+            elif self.serving:
+                try:
+                    await actor.on_stop()  # cancelled: its awaits are cancelled too
+                except Exception as second:  # noqa: BLE001 (told as the failure; cancellation goes on)
+                    self.failure = second
+            raise
+
+    async def _serve(self, actor: Actor) -> None:
+        await actor.on_start()
+        self.serving = self.ran = True
+        self._tell_started()
+        await self._receive_all(actor)
+        supervisors = self.supervisors
+        if supervisors or type(actor).on_stop is not Actor.on_stop:
+            self.limit()
+            for supervisor in reversed(supervisors):
+                await supervisor.stop(drain=self.drain)
+            await actor.on_stop()
+
+    async def _receive_all(self, actor: Actor) -> None:
+        mailbox = self.mailbox
+        decode = decoder(*actor.receives).decode
+        clock = trio.lowlevel.current_clock().current_time
+        left = MESSAGES_PER_SLICE
+        while True:
+            if left == 0:
+                left = MESSAGES_PER_SLICE
+                await trio.lowlevel.checkpoint()
+            if (envelope := mailbox.take()) is None:
+                if (envelope := await mailbox.wait()) is None:
+                    return
+                left = MESSAGES_PER_SLICE
+            left -= 1
+            reply = self.current = envelope.reply
+            if reply is not None and not reply.pending:
+                self.current = None
+                continue  # nobody waits for it any more
+            since = clock()
+            try:
+                message = decode(envelope.payload)
+            except MessageError as error:
+                self.current = None
+                self._refuse(error, reply)
+                continue
+            try:
+                answer = await actor.receive(message)
+            except AskFailed as error:
+                if reply is not None:
+                    reply.fail(error)
+                else:
+                    _log.warning("%s could not handle a message: %s", self.path, error)
+            else:
+                if (current := self.current) is not None:
+                    if answer is not None:
+                        current.answer(answer)
+                    else:
+                        current.fail(_no_answer(actor, message))
+            self.current = None
+            self.handled += 1
+            self.busy_seconds += clock() - since
+
+    def _refuse(self, error: MessageError, reply: Reply | None) -> None:
+        self.malformed += 1
+        if reply is not None:
+            reply.refuse(type(error)(f"{self.ref.name} does not receive this: {error}"))
+        else:
+            _log.warning("%s dropped a message it does not receive: %s", self.path, error)
+
+    async def _tell_failure(self, actor: Actor, failure: Exception) -> None:
+        self.limit()
+        try:
+            await actor.on_failure(failure)
+        except Exception:  # noqa: BLE001 (a second failure must not hide the first)
+            _log.warning("on_failure of %s failed itself", self.path, exc_info=True)
+
+    # -- its end --------------------------------------------------------------
+
+    def limit(self) -> None:
+        """From now on the incarnation has `stop_timeout` seconds to end."""
+        if self.scope is not None:
+            end = trio.current_time() + self.spec.stop_timeout
+            if end < self.scope.deadline:
+                self.scope.deadline = end
+
+    def stop(self, *, drain: bool = False) -> None:
+        """Ask it to end for good; with `drain`, after the messages it has accepted."""
+        if self.exited or self.stopping:
+            return
+        self.stopping = True
+        self.drain = drain
+        self.mailbox.close(drain=drain)
+        if self.scope is None:
+            self.supervisor.exit(self, cancelled=False)  # between two incarnations
+        elif self.delayed:
+            self.scope.cancel()
+        else:
+            self.limit()
+
+    def hold(self) -> None:
+        """Ask the incarnation to end; the mailbox stays open for the next one."""
+        if self.scope is not None:
+            self.held = True
+            self.mailbox.halt()
+            self.limit()
+
+    def settle(self, *, restarting: bool) -> None:
+        """Answer the asks the ended incarnation had in hand."""
+        text = f"{self.ref.name} failed with this in hand"
+        if (current := self.current) is not None:
+            self.current = None
+            current.refuse(_ended(text, restarting))
+        while self.deferred:
+            self.deferred.pop().refuse(_ended(text, restarting))
+
+    def cancel(self) -> None:
+        """Stop it for good, at once."""
+        self.stop()
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def exit(self) -> None:
+        """Close for good, so that nobody waits for this child any more."""
+        self.exited = True
+        self.mailbox.close()
+        self.settle(restarting=False)
+        self._tell_ended()
+
+    def rest(self) -> None:
+        """Go down between two incarnations."""
+        self.failure = None
+        self._tell_ended()
+
+    def _tell_started(self) -> None:
+        if self._started is not None:
+            self._started.set()
+            self._started = None
+
+    def _tell_ended(self) -> None:
+        self.actor = None
+        self._tell_started()
+        if self._done is not None:
+            self._done.set()
+            self._done = None
+
+    async def started(self) -> None:
+        """Wait until the incarnation's `on_start` has returned, or will not."""
+        if self.scope is not None and not self.serving:
+            self._started = self._started or trio.Event()
+            await self._started.wait()
+
+    async def done(self) -> None:
+        """Wait until the incarnation, held or stopped, has ended."""
+        if self.scope is not None:
+            self._done = self._done or trio.Event()
+            await self._done.wait()
+
+    def statistics(self) -> ActorStatistics:
+        """Counters over all incarnations."""
+        return ActorStatistics(
+            mailbox=self.mailbox.statistics(),
+            handled=self.handled,
+            malformed=self.malformed,
+            restarts=self.restarts,
+            busy_seconds=self.busy_seconds,
+        )
+
+
+def _ended(text: str, restarting: bool) -> ActorDead:
+    if restarting:
+        return ActorRestarted(f"{text} and is being restarted: ask again")
+    return ActorDead(f"{text}, or was stopped")
+
+
+def _no_answer(actor: Actor, message: object) -> AskFailed:
+    return AskFailed(
+        "message",
+        f"{type(actor).__name__} returned no answer to {type(message).__name__}: "
+        "tell it instead, or return a message from `receive`",
+    )

@@ -1,0 +1,130 @@
+"""The root: one supervisor for all actors, started in order and stopped in reverse.
+
+    async with ActorSystem(seed=7) as system:
+        store = await system.start(ChildSpec("store", ...))
+        sessions = await system.start(ChildSpec("dispatcher", ...))   # may use the store
+    # here all have ended: the dispatcher first, then the store
+
+How the block is left decides how the actors end:
+
+    it finished          drained: what was accepted is handled, then reverse stop
+    it raised            reverse stop: the message in hand is finished
+    cancelled, Ctrl-C    everything is cancelled at once
+    root escalated       the block is cancelled, `RestartLimitExceeded` is raised
+
+Invariant: when the block is left no actor's task is left, and the whole of the
+shutdown has one deadline, whose error names the actor that was waited for.
+
+Not here: which actors there are (the composition root says).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from .child import ChildSpec, sole
+from .errors import ConfigError, DeadlineExceeded
+from .ref import ActorRef
+from .restart import Backoff, RestartIntensity, Strategy
+from .supervisor import LifecycleEvent, OnExit, Supervisor
+
+_log: Final = logging.getLogger("rollwave.engine")
+
+
+class ActorSystem:
+    """An async context manager that owns every actor started in it.
+
+    Args:
+        seed: root of the actors' seeds.
+        strategy, intensity, backoff: of the root supervisor.
+        shutdown_seconds: for the whole shutdown; then what is left is cancelled and
+            `DeadlineExceeded` names who was waited for.
+        observe: told each lifecycle event, synchronously; it must not block or raise.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        strategy: Strategy = Strategy.ONE_FOR_ONE,
+        intensity: RestartIntensity | None = None,
+        backoff: Backoff | None = None,
+        shutdown_seconds: float = 30.0,
+        observe: Callable[[LifecycleEvent], None] | None = None,
+    ) -> None:
+        if not shutdown_seconds >= 0:
+            raise ConfigError(f"shutdown_seconds must be 0 or more, not {shutdown_seconds}")
+        self.seed: Final = seed
+        self.shutdown_seconds: Final = shutdown_seconds
+        self.observe: Final = observe
+        self.root: Final = Supervisor(
+            self, "", seed, strategy=strategy, intensity=intensity, backoff=backoff
+        )
+        """Supervisor of the actors started by `start`."""
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the root supervisor."""
+        if self._manager is not None:
+            raise ConfigError("an ActorSystem is entered once; make a new one for each run")
+        self._manager = trio.open_nursery()
+        nursery = await self._manager.__aenter__()
+        await nursery.start(self.root.run)
+        return self
+
+    async def start(self, spec: ChildSpec, *, on_exit: OnExit | None = None) -> ActorRef:
+        """Start an actor below the root and return after its `on_start`.
+
+        Raises what `on_start` raised, and what `Supervisor.start_child` does.
+        """
+        return await self.root.start_child(spec, on_exit=on_exit)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Stop every actor.
+
+        Raises:
+            DeadlineExceeded: the shutdown took longer than `shutdown_seconds`.
+            RestartLimitExceeded: the root supervisor gave up.
+        """
+        assert self._manager is not None
+        late: DeadlineExceeded | None = None
+        if error is None or isinstance(error, Exception):
+            try:
+                late = await self._shut_down(drain=error is None)
+            except BaseException as second:  # noqa: BLE001 (cancelled meanwhile: goes on below)
+                kind, error, traceback = type(second), second, second.__traceback__
+        try:
+            swallowed = await self._manager.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1 and group.exceptions[0] is error:
+                return False  # as it was raised
+            only = sole(group)
+            raise only from only.__cause__
+        if late is not None and error is None:
+            raise late
+        return swallowed
+
+    async def _shut_down(self, *, drain: bool) -> DeadlineExceeded | None:
+        with trio.move_on_after(self.shutdown_seconds) as scope:
+            await self.root.stop(drain=drain)
+        if not scope.cancelled_caught:
+            return None
+        late = DeadlineExceeded(
+            f"shutdown took longer than {self.shutdown_seconds:g} s: {self.root.unfinished()} did "
+            "not end and was cancelled; give it less to do in `on_stop`, or more seconds"
+        )
+        # Logged too, and now: an actor that shields itself holds up the error below.
+        _log.error("%s", late)
+        self.root.cancel()
+        return late
