@@ -4,7 +4,8 @@
     ├── ConfigError                the user's settings are wrong: the message names the key
     │   ├── UnknownEnvironment     no environment of that id; says the nearest one
     │   ├── TemplateError          a chat template breaks the prefix rule
-    │   └── MissingDependency      an extra is not installed; says which
+    │   ├── MissingDependency      an extra is not installed; says which
+    │   └── BadDataFile            a file of the user's is not what it should be; names the item
     ├── MessageError               bytes that are not the message they should be
     │   └── MessageTooLarge
     ├── ActorError
@@ -15,6 +16,8 @@
     │   └── RestartLimitExceeded   too many restarts in the window: escalated
     ├── DeadlineExceeded           a stage outlived its deadline; names the stage
     ├── EnvironmentFault           an environment raised, hung or answered garbage
+    │   └── LawBroken              a check found that an environment breaks its contract
+    ├── TooManyFaults              a wave had more faults than allowed: the world is broken
     ├── BackendError               the inference backend refused or failed one request
     │   ├── BackendDied            the whole backend is gone; its supervisor restarts it
     │   └── WeightSwapFailed       new weights could not be loaded
@@ -26,7 +29,9 @@
     │   └── StorageFailed          the disk refused a write (full, read-only, ...)
     └── LearnerError
         ├── EmptyWave              nothing left to learn from, with the counts of what was dropped
-        └── BadSample              a trajectory that cannot be trained on as it is
+        ├── BadSample              a trajectory that cannot be trained on as it is
+        ├── EvaluationLeak         an evaluation task is among the training data
+        └── CheckpointCorrupt      a training checkpoint is damaged, or not of this model
 
 A fault is data, not a crash: `classify` turns any exception that escaped an
 environment, a backend or our own code into a `Fault` that travels in a
@@ -39,8 +44,12 @@ Not here: retry rules (see `restart`) and exit codes (see the command line).
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
+
+import trio
 
 
 class RollwaveError(Exception):
@@ -61,6 +70,10 @@ class TemplateError(ConfigError):
 
 class MissingDependency(ConfigError):
     """An optional package is needed here. The text gives the extra that installs it."""
+
+
+class BadDataFile(ConfigError):
+    """A data file is missing, damaged or of another form. The text names the file and item."""
 
 
 class MessageError(RollwaveError):
@@ -111,6 +124,14 @@ class EnvironmentFault(RollwaveError):
     """An environment raised, hung, or answered something that is not a step result."""
 
 
+class LawBroken(EnvironmentFault):
+    """A check found that an environment breaks a law of its contract. The text says how."""
+
+
+class TooManyFaults(RollwaveError):
+    """A larger share of a wave's episodes are faults than is allowed; the campaign stops."""
+
+
 class BackendError(RollwaveError):
     """The inference backend refused or failed this request; the backend itself is alive."""
 
@@ -159,6 +180,14 @@ class BadSample(LearnerError):
     """A trajectory whose tokens, mask and log-probs do not fit together."""
 
 
+class EvaluationLeak(LearnerError):
+    """A task that is kept for evaluation turned up among training data. The text names it."""
+
+
+class CheckpointCorrupt(LearnerError):
+    """A training checkpoint whose files do not match the hashes they were saved with."""
+
+
 class FaultKind(StrEnum):
     """Where a fault came from. Faults are counted by kind and never become a reward."""
 
@@ -170,9 +199,12 @@ class FaultKind(StrEnum):
     INTERNAL = "internal"
 
 
+_NAMES: Final = frozenset(kind.value for kind in FaultKind)
+
 _KINDS: Final[tuple[tuple[type[BaseException], FaultKind], ...]] = (
     (DeadlineExceeded, FaultKind.DEADLINE),
     (TimeoutError, FaultKind.DEADLINE),
+    (trio.TooSlowError, FaultKind.DEADLINE),
     (EnvironmentFault, FaultKind.ENVIRONMENT),
     (BackendError, FaultKind.BACKEND),
     (ActorError, FaultKind.BACKEND),
@@ -181,25 +213,44 @@ _KINDS: Final[tuple[tuple[type[BaseException], FaultKind], ...]] = (
 )
 
 
+_DISK: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EACCES}
+_FULL: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
+
+
 def classify(
     error: BaseException, unknown: FaultKind = FaultKind.INTERNAL
 ) -> tuple[FaultKind, str]:
     """Give the fault kind and a one-line description of any exception.
 
     An exception group is classified by its first leaf that is not a
-    cancellation. Exceptions of no known class are `unknown`: the caller knows
-    whose code it called; `INTERNAL` means a defect of ours until shown otherwise.
+    cancellation. A failed ask keeps the kind that the other actor gave it.
+    Exceptions of no known class (sockets, HTTP, memory, a plain defect) are
+    `unknown`: the caller knows whose code it called; `INTERNAL` means a defect of
+    ours until shown otherwise.
     """
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
-        error = error.exceptions[0]
+    leaves = list(_leaves(error))
+    error = next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
+    if isinstance(error, AskFailed) and error.kind in _NAMES:
+        return FaultKind(error.kind), error.text
     text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
     for base, kind in _KINDS:
         if isinstance(error, base):
             return kind, text
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return FaultKind.STORAGE, text
+    # httpx is looked at only where it is in use: importing it here costs 0.1 s.
+    httpx = sys.modules.get("httpx")
+    if httpx is not None and isinstance(error, httpx.TimeoutException):
+        return FaultKind.DEADLINE, text
     return unknown, text
 
 
-_DISK: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EACCES}
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 def storage_error(error: OSError, path: object) -> StorageFailed:

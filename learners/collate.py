@@ -1,0 +1,116 @@
+"""Samples as tensors: optimiser steps, micro-batches, padded batches.
+
+Invariants: padding stands at the right and carries no loss; every sample is in exactly
+one step of an epoch and in one micro-batch of its step; the order of epoch e depends on
+the seed and e alone, so that a resumed run sees the same steps.
+
+Not here: what is worth training on (`filters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ..engine.errors import BadSample
+from ..engine.seeds import generator
+from .base import Sample
+
+PAD = 0
+"""Any id will do: padding stands after the last token, where causal attention never looks back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B samples, padded on the right to T tokens."""
+
+    token_ids: Tensor  # [B, T] int64
+    attention: Tensor  # [B, T] bool, False at padding
+    loss_mask: Tensor  # [B, T] bool
+    logprobs: Tensor  # [B, T] float32, behaviour log-probs; 0 where there are none
+    weights: Tensor  # [B] float32
+
+
+def collate(samples: Sequence[Sample], *, device: torch.device | str = "cpu") -> Batch:
+    """Pad samples to the longest of them.
+
+    Raises:
+        BadSample: ids, mask and log-probs of a sample differ in length.
+    """
+    rows, longest = len(samples), max(len(s.token_ids) for s in samples)
+    token_ids = torch.full((rows, longest), PAD, dtype=torch.int64)
+    attention = torch.zeros((rows, longest), dtype=torch.bool)
+    loss_mask = torch.zeros((rows, longest), dtype=torch.bool)
+    logprobs = torch.zeros((rows, longest), dtype=torch.float32)
+    for row, sample in enumerate(samples):
+        n = len(sample.token_ids)
+        if len(sample.loss_mask) != n or len(sample.logprobs) not in (0, n):
+            raise BadSample(
+                f"sample {sample.id}: {n} tokens, {len(sample.loss_mask)} mask entries and "
+                f"{len(sample.logprobs)} log-probs"
+            )
+        token_ids[row, :n] = torch.as_tensor(sample.token_ids)
+        attention[row, :n] = True
+        loss_mask[row, :n] = torch.as_tensor(list(sample.loss_mask), dtype=torch.bool)
+        if len(sample.logprobs):
+            logprobs[row, :n] = torch.as_tensor(sample.logprobs)
+    weights = torch.tensor([s.weight for s in samples], dtype=torch.float32)
+    tensors = (token_ids, attention, loss_mask, logprobs, weights)
+    return Batch(*(t.to(device) for t in tensors))
+
+
+def loss_tokens(sample: Sample) -> int:
+    """Number of tokens the loss is taken at; the first token cannot be predicted."""
+    return sum(1 for value in sample.loss_mask[1:] if value)
+
+
+def loss_denominator(samples: Sequence[Sample]) -> float:
+    """Σ_i w_i n_i over one optimiser step: with equal weights, the number of action tokens."""
+    return float(sum(s.weight * loss_tokens(s) for s in samples))
+
+
+def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Cut one batch into parts of at most `tokens` padded tokens, sorted by length.
+
+    Neighbours in length share a part, so little is padded. A sample longer than the
+    budget is a part of its own.
+    """
+    parts: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda s: len(s.token_ids)):
+        # The newcomer is the longest so far: it sets the padded width of its part.
+        if parts and (len(parts[-1]) + 1) * len(sample.token_ids) <= tokens:
+            parts[-1].append(sample)
+        else:
+            parts.append([sample])
+    return parts
+
+
+def steps(
+    samples: Sequence[Sample], *, seed: int, size: int, tokens: int = 0, epochs: int = 0
+) -> Iterator[list[Sample]]:
+    """Deal the samples into optimiser steps, reshuffled every epoch.
+
+    A step takes `size` samples or, if `tokens` is given, as many whole ones as fit into so
+    many tokens (at least one). With `epochs`, each epoch is cut on its own and its last
+    step may be smaller; without, steps go on for ever and across the ends of epochs, so
+    that all are full.
+    """
+    step: list[Sample] = []
+    filled = 0
+    for number in range(epochs) if epochs else count():
+        order = list(samples)
+        generator(seed, "epoch", number).shuffle(order)
+        for sample in order:
+            n = len(sample.token_ids)
+            if step and (filled + n > tokens if tokens else len(step) == size):
+                yield step
+                step, filled = [], 0
+            step.append(sample)
+            filled += n
+        if epochs:
+            yield step
+            step, filled = [], 0

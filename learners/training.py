@@ -1,0 +1,227 @@
+"""The optimiser loop over weighted samples: steps, schedule, dev rewards, checkpoints.
+
+    OUT.training/checkpoint   to resume from, if settings ask for it
+                /step-40      the best policy on dev tasks so far
+
+Invariants: the loss of a step is normalised over the whole step, however it is cut into
+micro-batches; the same samples, start and settings give bit-equal weights on a CPU, also
+when the run was killed and resumed; a run never resumes from another run's checkpoint.
+
+Not here: which samples (`behaviour_cloning`, `agent_evol`), and how dev tasks are played
+(the caller's `evaluate`). Dev loss is no proxy for dev reward: it is not used.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ..engine.errors import LearnerError
+from .base import Progress, Sample
+from .checkpoint import State, atomic_directory, load_checkpoint, read_state, save_checkpoint
+from .collate import collate, loss_denominator, loss_tokens, micro_batches, steps
+from .losses import nll
+from .policy import Policy
+from .settings import CloningSettings, Schedule
+
+Evaluate = Callable[[int, str], float]
+"""Called with (step, model directory of the policy after that step); returns its dev reward."""
+
+
+def rate_at(step: int, total: int, lr: float, schedule: Schedule, warmup: float) -> float:
+    """Learning rate of a step, counted from 0: a pure function, so resuming cannot shift it.
+
+    It rises linearly over the first `warmup * total` steps, then stays, or falls to 0
+    just after the last step.
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return lr * (step + 1) / rising
+    if schedule == "constant":
+        return lr
+    done = (step - rising) / max(1, total - rising)
+    if schedule == "linear":
+        return lr * (1 - done)
+    return lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Training:
+    """One run: a policy, its optimiser, and its place in the data."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        settings: CloningSettings,
+        *,
+        start: str,
+        out: str,
+        fingerprint: str,
+    ) -> None:
+        self.settings = settings
+        self.policy = Policy.load(
+            start,
+            lora=settings.lora,
+            dtype=settings.dtype,
+            device=settings.device,
+            seed=settings.seed,
+        )
+        self._samples = samples
+        self._fingerprint = fingerprint
+        self._parameters = self.policy.trainable()
+        self._optimiser = torch.optim.AdamW(
+            self._parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self._work = Path(f"{out}.training")
+        self._checkpoint = self._work / "checkpoint"
+        self._dev: list[tuple[int, float]] = []
+        self._total = settings.max_steps or sum(
+            1
+            for _ in steps(
+                samples,
+                seed=settings.seed,
+                size=settings.batch,
+                tokens=settings.batch_tokens,
+                epochs=settings.epochs,
+            )
+        )
+
+    def run(
+        self, progress: Progress | None = None, evaluate: Evaluate | None = None
+    ) -> dict[str, float]:
+        """Run all steps and return the last step's metrics with the totals.
+
+        Raises:
+            LearnerError: the loss stopped being finite.
+            CheckpointCorrupt: the checkpoint of this very run is damaged.
+            StorageFailed: the disk refused a checkpoint.
+        """
+        cuda = self.policy.device.type == "cuda"
+        with torch.random.fork_rng([self.policy.device] if cuda else []):
+            torch.manual_seed(self.settings.seed)
+            return self._run(progress, evaluate)
+
+    def save(self, out: Path) -> None:
+        """Write the best policy on dev tasks, or the last where there was no evaluation."""
+        if self._dev:
+            shutil.copytree(self._candidate(self._best()[0]), out, dirs_exist_ok=True)
+        else:
+            self.policy.save(out)
+
+    def clear(self) -> None:
+        """Remove checkpoints and candidates: the result is safe elsewhere."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _run(self, progress: Progress | None, evaluate: Evaluate | None) -> dict[str, float]:
+        settings = self.settings
+        began = time.perf_counter()
+        step, metrics = self._resume()
+        tokens = metrics.pop("tokens", 0.0)
+        dealt = steps(
+            self._samples,
+            seed=settings.seed,
+            size=settings.batch,
+            tokens=settings.batch_tokens,
+            epochs=0 if settings.max_steps else settings.epochs,
+        )
+        for batch in islice(dealt, step, self._total):
+            metrics = self._step(step, batch)
+            step += 1
+            tokens += sum(len(sample.token_ids) for sample in batch)
+            if progress is not None:
+                progress(step, self._total, metrics)
+            if evaluate is not None and self._due(step, settings.evaluate_every):
+                self._evaluate(step, evaluate)
+                if self._out_of_patience():
+                    break
+            if step < self._total and self._due(step, settings.checkpoint_every):
+                self._save_checkpoint(step, {**metrics, "tokens": tokens})
+        if evaluate is not None and (not self._dev or self._dev[-1][0] != step):
+            self._evaluate(step, evaluate)
+        metrics |= {"steps": float(step), "tokens": tokens}
+        metrics["seconds"] = time.perf_counter() - began
+        if self._dev:
+            best_step, best = self._best()
+            metrics |= {"dev_reward": best, "dev_step": float(best_step)}
+        return metrics
+
+    def _step(self, step: int, batch: Sequence[Sample]) -> dict[str, float]:
+        """One optimiser step: accumulate over micro-batches, clip, move."""
+        settings = self.settings
+        rate = rate_at(step, self._total, settings.lr, settings.schedule, settings.warmup)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        denominator = loss_denominator(batch)
+        if not denominator > 0:
+            # Only where all weights of a step are 0: there is nothing to learn from it.
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": rate, "loss_tokens": 0.0}
+        self._optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in micro_batches(batch, settings.micro_tokens):
+            padded = collate(part, device=self.policy.device)
+            logprobs = self.policy.logprobs(padded)
+            loss = nll(logprobs, padded.loss_mask, padded.weights, denominator)
+            torch.autograd.backward(loss)
+            total += loss.item()
+        limit = settings.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
+        if not math.isfinite(norm) or not math.isfinite(total):
+            raise LearnerError(
+                f"step {step + 1}: loss {total}, gradient norm {norm}: training diverged; "
+                f"lower the learning rate (lr = {settings.lr}) or lengthen the warm-up"
+            )
+        self._optimiser.step()
+        spent = float(sum(loss_tokens(sample) for sample in batch))
+        return {"loss": total, "grad_norm": norm, "lr": rate, "loss_tokens": spent}
+
+    def _due(self, step: int, every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _candidate(self, step: int) -> Path:
+        return self._work / f"step-{step}"
+
+    def _best(self) -> tuple[int, float]:
+        """The earliest of the best evaluations."""
+        return max(self._dev, key=lambda entry: (entry[1], -entry[0]))
+
+    def _evaluate(self, step: int, evaluate: Evaluate) -> None:
+        with atomic_directory(self._candidate(step)) as draft:
+            self.policy.save(draft)
+        self._dev.append((step, evaluate(step, str(self._candidate(step)))))
+        if not self.settings.checkpoint_every:
+            self._prune()
+
+    def _out_of_patience(self) -> bool:
+        since = [step for step, _ in self._dev if step > self._best()[0]]
+        return len(since) >= self.settings.patience
+
+    def _prune(self) -> None:
+        """Keep the best candidate alone. A checkpoint may need an older one until the next."""
+        best = self._best()[0] if self._dev else 0
+        for step, _ in self._dev:
+            if step != best:
+                shutil.rmtree(self._candidate(step), ignore_errors=True)
+
+    def _save_checkpoint(self, step: int, metrics: dict[str, float]) -> None:
+        save_checkpoint(
+            self._checkpoint,
+            State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev),
+            weights=self._parameters,
+            optimiser=self._optimiser,
+        )
+        self._prune()
+
+    def _resume(self) -> tuple[int, dict[str, float]]:
+        """Steps already done and their metrics; (0, {}) where nothing can be resumed."""
+        state = read_state(self._checkpoint)
+        if state is None or state.fingerprint != self._fingerprint:
+            self.clear()
+            return 0, {}
+        load_checkpoint(self._checkpoint, weights=self._parameters, optimiser=self._optimiser)
+        self._dev = list(state.dev)
+        return state.step, dict(state.metrics)
