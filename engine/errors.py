@@ -107,6 +107,10 @@ class AskFailed(ActorError):
         self.kind: Final = kind
         self.text: Final = text
 
+    def __reduce__(self) -> tuple[type[AskFailed], tuple[str, str]]:
+        # Exceptions pickle as their one text; this one is made from two.
+        return type(self), (self.kind, self.text)
+
 
 class MailboxFull(ActorError):
     """`tell_nowait` found no room. Use `tell`, which waits for it."""
