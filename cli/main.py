@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command(args=words, prog_name="rollwave")
         except SystemExit as leaving:  # typer has shown its own usage errors by now
             code = leaving.code if isinstance(leaving.code, int) else 1
+            if code == INTERRUPTED:  # typer has swallowed a KeyboardInterrupt
+                raise KeyboardInterrupt from None
     # `except*` also catches what trio wrapped in exception groups.
     except* RollwaveError as errors:
         complain(str(next(leaves(errors))))

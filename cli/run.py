@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from ..engine.errors import ConfigError, NotARun
-from ..engine.store import Store, WaveInfo
+from ..engine.store import Store
 from ..engine.trajectory import Outcome, Trajectory, count_outcomes
+from ..engine.wavefile import WaveInfo, scan_wave
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,6 @@ def _journalled_waves(directory: Path) -> set[int]:
 
 def _rewards(path: Path) -> list[float]:
     """Read the rewards of a sealed wave, and nothing else of it."""
-    from ..engine.store import scan_wave
-
     rewards: list[float] = []
     for table in scan_wave(path, ["reward"]):
         rewards += [value for value in table.column("reward").to_pylist() if value is not None]
