@@ -80,8 +80,9 @@ class Output:
         from rich.text import Text
 
         body = [list(row) for row in rows]
-        table = Table(title=Text(printable(title), "bold") if title else None, box=SIMPLE_HEAD)
-        table.title_justify = "left"
+        if title:  # rich's own titles wrap at the table's width
+            self.heading(title)
+        table = Table(box=SIMPLE_HEAD)
         for index, column in enumerate(columns):
             numeric = bool(body) and all(
                 row[index] is None or isinstance(row[index], int | float) for row in body
