@@ -1,0 +1,193 @@
+"""The single laws: what must hold in every environment, one function each.
+
+A law takes a spec and what to try: a `Script` or two, or tasks. It returns if the
+law holds and raises `LawBroken`, with the way to get there, if it does not.
+
+Invariant: a law judges by what a session answers, never by its inside, so it holds
+for worlds in this process and behind a wire alike.
+
+Not here: the search for a script that breaks a law (`laws`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..engine.errors import LawBroken, classify
+from .base import SPLITS, EnvSpec, Task
+from .probe import Move, Probe, Script, refuses_index
+
+
+def deterministic(spec: EnvSpec, script: Script) -> None:
+    """The same task, seed and actions give the same answers."""
+    first = Probe(spec).play(script)
+    second = Probe(spec)
+    second.reset(script.task, script.seed)
+    second.repeat(first)
+
+
+def reset_resets(spec: EnvSpec, before: Script, script: Script) -> None:
+    """An episode goes as in a new session, whatever the session played before."""
+    fresh = Probe(spec).play(script)
+    used = Probe(spec).play(before)
+    used.reset(script.task, script.seed)
+    used.repeat(fresh)
+
+
+def isolated(spec: EnvSpec, one: Script, two: Script) -> None:
+    """Two sessions played in turn answer as each does alone."""
+    alone = Probe(spec).play(one), Probe(spec).play(two)
+    together = Probe(spec), Probe(spec)
+    together[0].reset(one.task, one.seed)
+    together[1].reset(two.task, two.seed)
+    for step in range(max(len(probe.actions) for probe in alone)):
+        for probe, model in zip(together, alone, strict=True):
+            if step < len(model.actions):
+                probe.step(model.actions[step])
+    for probe, model in zip(together, alone, strict=True):
+        probe.expect(model.answers)
+
+
+def answers_any_text(spec: EnvSpec, script: Script) -> None:
+    """Any text is answered with a sound step result, and rewards stay in their range."""
+    Probe(spec).play(script)
+
+
+def asking_changes_nothing(spec: EnvSpec, script: Script) -> None:
+    """`observation()` is the latest one; asking for it, actions or the expert has no effect."""
+    quiet = Probe(spec).play(script)
+    asked = Probe(spec)
+    asked.reset(script.task, script.seed)
+    for action in quiet.actions:
+        _ask(asked)
+        asked.step(action)
+    _ask(asked)
+    asked.expect(quiet.answers)
+
+
+def _ask(probe: Probe) -> None:
+    probe.unchanged("when asked first")
+    _advice(probe)
+    probe.unchanged("after asking for actions and advice")
+
+
+def has_expert(spec: EnvSpec, task: Task) -> bool:
+    """Whether the expert has advice at the start of a task."""
+    probe = Probe(spec)
+    probe.reset(task, 0)
+    return _advice(probe) is not None
+
+
+def _advice(probe: Probe) -> str | None:
+    """The expert's next action. Raises LawBroken if it is neither text nor None."""
+    try:
+        advice: Any = probe.env.expert()
+    except Exception as error:
+        raise probe.broken(f"expert raised {classify(error)[1]}") from error
+    if advice is not None and not isinstance(advice, str):
+        raise probe.broken(f"expert answered {advice!r:.80}, neither text nor None")
+    return advice
+
+
+def nothing_after_the_end(spec: EnvSpec, script: Script) -> None:
+    """Before the first reset and after the end `step` raises EnvironmentFault, and pays nothing."""
+    probe = Probe(spec)
+    probe.refuses("step before reset", probe.env.step, "x")
+    _finish(probe.play(script))
+    if probe.done:
+        for action in ("x", *probe.actions[-1:]):
+            probe.refuses("step after the end", probe.env.step, action)
+        probe.unchanged("after the end")
+
+
+def _finish(probe: Probe) -> None:
+    """Go on as the expert does, or round the legal actions, towards an end."""
+    for step in range(2 * probe.spec.turn_limit):
+        if probe.try_move(Move(number=step, expert=True)) is None:
+            break
+
+
+def closed_is_closed(spec: EnvSpec, script: Script) -> None:
+    """After `close` nothing is answered, and closing again does no harm."""
+    probe = Probe(spec).play(script)
+    probe.close()
+    probe.refuses("step after close", probe.env.step, "x")
+    probe.refuses("reset after close", probe.env.reset, script.task, script.seed)
+    probe.refuses("observation after close", probe.env.observation)
+    probe.close()
+    Probe(spec).close()
+
+
+def snapshot_equals_replay(spec: EnvSpec, script: Script) -> None:
+    """A restored snapshot goes on as its session did; bytes that are no snapshot are refused."""
+    past = Probe(spec).play(Script(script.task, script.seed, script.moves[::2]))
+    state = past.snapshot()
+    if state is None:
+        return
+    taken = len(past.actions)
+    past.unchanged("after snapshot")
+    for move in script.moves[1::2]:
+        if past.try_move(move) is None:
+            break
+    restored = Probe(spec)
+    for target in (restored, past):
+        model = list(past.answers), list(past.actions)
+        target.restore(state, past, taken)
+        for action in model[1][taken:]:
+            target.step(action)
+        target.expect(model[0])
+    restored.refuses("restore of garbage", restored.env.restore, b"\x93not a snapshot")
+
+
+def expert_keeps_its_word(spec: EnvSpec, tasks: Sequence[Task]) -> None:
+    """The expert solves the share of tasks that the spec claims, within the turn limit."""
+    solved = 0
+    played = 0
+    for task in tasks:
+        probe = Probe(spec)
+        probe.reset(task, 0)
+        for _ in range(spec.turn_limit):
+            advice = None if probe.done else _advice(probe)
+            if advice is None:
+                break
+            probe.step(advice)
+        played += bool(probe.actions)
+        solved += probe.answers[-1].result.success
+        if probe.actions and not probe.done and spec.expert_success == 1:
+            raise probe.broken(f"the expert is not done after {len(probe.actions)} actions")
+        if probe.done and not probe.answers[-1].result.success and spec.expert_success == 1:
+            raise probe.broken("the expert failed; the spec claims that it solves every task")
+    if _likelihood(solved, played, spec.expert_success) < 1e-4:
+        raise LawBroken(
+            f"the expert solved {solved} of {played} tasks; the spec claims "
+            f"{spec.expert_success:.0%}\n  environment: {spec.id}"
+        )
+
+
+def _likelihood(solved: int, played: int, share: float) -> float:
+    """Probability of so few successes if the claim is true."""
+    return math.fsum(
+        math.comb(played, k) * share**k * (1 - share) ** (played - k) for k in range(solved + 1)
+    )
+
+
+def splits_are_disjoint(spec: EnvSpec) -> None:
+    """Splits have known names and share no task; other numbers are refused with ConfigError."""
+    if not spec.splits or not any(len(members) for members in spec.splits.values()):
+        raise LawBroken(f"no tasks\n  environment: {spec.id}")
+    owner: dict[int, str] = {}
+    for split, members in spec.splits.items():
+        if split not in SPLITS:
+            raise LawBroken(f"split {split!r} is none of {SPLITS}\n  environment: {spec.id}")
+        for index in members:
+            if index in owner:
+                raise LawBroken(
+                    f"task {index} is in {owner[index]} and in {split}\n  environment: {spec.id}"
+                )
+            owner[index] = split
+        for index in {members[0], members[-1]} if len(members) else ():
+            Probe(spec).reset(Task(spec.id, index, split), 0)
+    for index in (-1, max(owner) + 1):
+        refuses_index(spec, index)
