@@ -1,4 +1,4 @@
-"""A run directory as a reader sees it: sealed waves, and those that are still journals.
+"""A run directory as a reader sees it: sealed waves, and what its journal holds.
 
 Invariant: it only reads; no lock is taken, so that a run can be looked at while
 it is being written.
@@ -9,7 +9,7 @@ shown (`inspect`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,12 +51,12 @@ class Run:
             raise NotARun(f"{directory} is not a directory: give the --out of a rollwave command")
         self.store: Final = Store.open(directory, exclusive=False)
         self._sealed: Final = {info.number: info for info in self.store.waves()}
-        self._journals: Final = _journalled_waves(directory) - self._sealed.keys()
+        self._unsealed: Final = _unsealed(self.store, self._sealed)
 
     @property
     def numbers(self) -> list[int]:
         """The waves there are, sealed or not."""
-        return sorted([*self._sealed, *self._journals])
+        return sorted([*self._sealed, *self._unsealed])
 
     def read(self, number: int) -> Sequence[Trajectory]:
         """Read the trajectories of a wave.
@@ -66,10 +66,8 @@ class Run:
         """
         if number in self._sealed:
             return self.store.read(number).trajectories
-        if number in self._journals:
-            from ..actors.waves import journalled
-
-            return list(journalled(self.store, number).values())
+        if number in self._unsealed:
+            return self._unsealed[number]
         known = ", ".join(map(str, self.numbers)) or "none yet"
         raise ConfigError(f"{self.store.path} has no wave {number}; it has: {known}")
 
@@ -101,9 +99,17 @@ class Run:
         raise ConfigError(f"no trajectory {id_!r} among {len(seen)} in {self.store.path}{hint}")
 
 
-def _journalled_waves(directory: Path) -> set[int]:
-    numbers = (path.stem.rpartition("-")[2] for path in directory.glob("journals/wave-*.journal"))
-    return {int(number) for number in numbers if number.isdigit()}
+def _unsealed(store: Store, sealed: Container[int]) -> dict[int, list[Trajectory]]:
+    """Read what the journal holds of waves that are not sealed, by wave."""
+    if not store.journal_path.exists():
+        return {}
+    from ..actors.waves import journalled
+
+    waves: dict[int, list[Trajectory]] = {}
+    for trajectory in journalled(store).values():
+        if trajectory.wave not in sealed:
+            waves.setdefault(trajectory.wave, []).append(trajectory)
+    return waves
 
 
 def _rewards(path: Path) -> list[float]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from rollwave.actors.waves import journal_path
 from rollwave.cli.main import main
 from rollwave.engine.codec import pack_floats, pack_mask, pack_tokens
 from rollwave.engine.errors import FaultKind
@@ -61,15 +60,15 @@ def made(number: int, outcome: Outcome, wave: int = 0) -> Trajectory:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of one sealed wave with each outcome, and one that is still a journal."""
+    """A run of one sealed wave with each outcome, and one that is still in the journal."""
     directory = tmp_path / "run"
     with Store.open(directory, settings={"env": "maze-v1"}) as store:
         store.seal(0, 4, [made(n, outcome) for n, outcome in enumerate(Outcome)])
-        path = journal_path(store, 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
 
         async def write() -> None:
-            async with await Journal.open(path) as journal:
+            async with await Journal.open(store.journal_path) as journal:
+                # The sealed wave's record is what a crash right after sealing leaves.
+                journal.append(made(0, Outcome.SUCCESS, wave=0))
                 for n, outcome in enumerate([Outcome.SUCCESS, Outcome.FAILURE]):
                     journal.append(made(n, outcome, wave=1))
                 await journal.sync()
