@@ -1,9 +1,9 @@
-"""One supervised actor over all of its incarnations: its mailbox, its loop, its end.
+"""One supervised actor over all of its incarnations: its mailbox, its task, its end.
 
     spawned → delayed → starting → serving → ending → (restarted: spawned again | exited)
 
-The supervisor decides *whether* an incarnation follows; this file runs one
-incarnation at a time and keeps what outlives it: mailbox, ref and counters.
+The supervisor decides whether an incarnation follows; this file gives each its
+task, one at a time, and keeps what outlives it: mailbox, ref and counters.
 
 Invariants:
 
@@ -13,22 +13,21 @@ Invariants:
   an incarnation runs in; a child needs no second scope and no task of its own;
 * cancellation passes through: it ends an incarnation, but is never its failure.
 
-Not here: strategies, order and intensity (see `supervisor`).
+Not here: strategies, order and intensity (`supervisor`), the messages (`incarnation`).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .actor import Actor, ActorContext, needs_tasks
-from .codec import decoder
+from .actor import Actor, needs_tasks
 from .envelope import Reply
-from .errors import ActorDead, ActorRestarted, AskFailed, ConfigError, MessageError
+from .errors import ActorDead, ActorRestarted, ConfigError
+from .incarnation import live, separate
 from .mailbox import Mailbox
 from .ref import ActorRef, ActorStatistics
 from .restart import Backoff, Restart, RestartIntensity, Strategy
@@ -36,11 +35,6 @@ from .seeds import derive
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
-
-_log: Final = logging.getLogger("rollwave.engine")
-
-MESSAGES_PER_SLICE: Final = 64
-"""Messages an actor handles before it lets other tasks run, if nothing made it wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,38 +67,11 @@ class Exit:
     """Whether it was cut short: by its stop deadline or with everything around it."""
 
 
-def separate(error: BaseException) -> tuple[Exception | None, BaseException | None]:
-    """Split what escaped an actor into (its failure, what is not its own).
-
-    The second part (cancellation, Ctrl-C) must go on. A group around one single
-    exception, as nurseries raise them, is unwrapped.
-    """
-    failure: BaseException | None
-    rest: BaseException | None
-    if isinstance(error, BaseExceptionGroup):
-        failure, rest = error.split(Exception)
-    elif isinstance(error, Exception):
-        failure, rest = error, None
-    else:
-        failure, rest = None, error
-    failure = None if failure is None else sole(failure)
-    assert failure is None or isinstance(failure, Exception)
-    return failure, rest
-
-
-def sole(error: BaseException) -> BaseException:
-    """The one exception inside nested groups of one; any other error as it is."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
 class Child:
     """The runtime's record of one supervised actor."""
 
     __slots__ = (
         "_done",
-        "_nursery",
         "_started",
         "_supervisors",
         "actor",
@@ -116,16 +83,18 @@ class Child:
         "deferred",
         "delayed",
         "drain",
+        "ending",
         "exited",
         "failure",
         "handled",
         "held",
+        "incarnations",
         "mailbox",
         "malformed",
+        "nursery",
         "on_exit",
         "ran",
         "ref",
-        "restarts",
         "scope",
         "serving",
         "spec",
@@ -153,6 +122,8 @@ class Child:
         """Waits out the backoff before its next incarnation."""
         self.serving = False
         """Between the end of `on_start` and the end of the incarnation."""
+        self.ending = False
+        """Past its last message: `on_stop` has begun, or been left out."""
         self.stopping = False
         """Asked to end for good."""
         self.held = False
@@ -166,18 +137,25 @@ class Child:
         self.failure: Exception | None = None
         self.current: Reply | None = None
         """The ask in hand, unless `defer` took it away."""
-        self.deferred: set[Reply] = set()
+        self.deferred: dict[Reply, None] = {}
+        """Asks taken by `defer` and not answered yet, in order."""
         self.attempt = 0
         """Restarts in a row, for the backoff."""
         self.born = 0.0
-        self.restarts = 0
+        self.incarnations = 0
         self.handled = 0
         self.malformed = 0
         self.busy_seconds = 0.0
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
+        """Of the running incarnation, if its class has tasks."""
         self._supervisors: list[Supervisor] | None = None
         self._started: trio.Event | None = None
         self._done: trio.Event | None = None
+
+    @property
+    def restarts(self) -> int:
+        """Incarnations after the first."""
+        return max(0, self.incarnations - 1)
 
     # -- what the actor sees through its context ------------------------------
 
@@ -208,9 +186,9 @@ class Child:
     def nursery_for(self, what: str) -> trio.Nursery:
         """The actor's own nursery, for `what`."""
         assert self.actor is not None
-        if self._nursery is None:
+        if self.nursery is None:
             raise needs_tasks(self.actor, what)
-        return self._nursery
+        return self.nursery
 
     async def supervise(
         self, strategy: Strategy, intensity: RestartIntensity | None, backoff: Backoff | None
@@ -237,14 +215,15 @@ class Child:
             self.failure = error
             self.scope.cancel()
 
-    # -- one incarnation ------------------------------------------------------
+    # -- its incarnations -----------------------------------------------------
 
     def spawn(self, nursery: trio.Nursery, delay: float = 0.0) -> None:
         """Start the next incarnation's task; its first step comes after `delay` seconds."""
         self.mailbox.resume()
         self.failure = None
-        self.held = False
+        self.held = self.ending = False
         self.delayed = delay > 0
+        self.incarnations += 1
         # Made here, not in the task, so that a stop that comes before the task's
         # first step finds it.
         self.scope = trio.CancelScope()
@@ -257,7 +236,8 @@ class Child:
                 if delay:
                     await trio.sleep(delay)
                     self.delayed = False
-                await self._live()
+                self.born = trio.current_time()
+                await live(self)
                 finished = True
             finished = finished or self.delayed  # stopped before it began: nothing was cut short
         except BaseException as error:  # noqa: BLE001
@@ -268,104 +248,14 @@ class Child:
             if rest is not None:
                 raise rest from None
         finally:
-            self.scope = None
+            self.scope = self.nursery = self._supervisors = None
             self.serving = False
-            self._nursery = self._supervisors = None
             self.supervisor.ended(self, cancelled=not finished and self.failure is None)
 
-    async def _live(self) -> None:
-        actor = self.actor
-        if actor is None:
-            actor = self.actor = self.spec.factory()
-        actor.context = ActorContext(self)
-        self.born = trio.current_time()
-        try:
-            if actor.has_tasks:
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    await self._serve(actor)
-                    nursery.cancel_scope.cancel()
-            else:
-                await self._serve(actor)
-        except BaseException as error:
-            failure, _ = separate(error)
-            failure = self.failure = self.failure or failure
-            if failure is not None:
-                await self._tell_failure(actor, failure)
-            elif self.serving:
-                try:
-                    await actor.on_stop()  # cancelled: its awaits are cancelled too
-                except Exception as second:  # noqa: BLE001 (told as the failure; cancellation goes on)
-                    self.failure = second
-            raise
-
-    async def _serve(self, actor: Actor) -> None:
-        await actor.on_start()
+    def tell_serving(self) -> None:
+        """`on_start` has returned."""
         self.serving = self.ran = True
         self._tell_started()
-        await self._receive_all(actor)
-        supervisors = self.supervisors
-        if supervisors or type(actor).on_stop is not Actor.on_stop:
-            self.limit()
-            for supervisor in reversed(supervisors):
-                await supervisor.stop(drain=self.drain)
-            await actor.on_stop()
-
-    async def _receive_all(self, actor: Actor) -> None:
-        mailbox = self.mailbox
-        decode = decoder(*actor.receives).decode
-        clock = trio.lowlevel.current_clock().current_time
-        left = MESSAGES_PER_SLICE
-        while True:
-            if left == 0:
-                left = MESSAGES_PER_SLICE
-                await trio.lowlevel.checkpoint()
-            if (envelope := mailbox.take()) is None:
-                if (envelope := await mailbox.wait()) is None:
-                    return
-                left = MESSAGES_PER_SLICE
-            left -= 1
-            reply = self.current = envelope.reply
-            if reply is not None and not reply.pending:
-                self.current = None
-                continue  # nobody waits for it any more
-            since = clock()
-            try:
-                message = decode(envelope.payload)
-            except MessageError as error:
-                self.current = None
-                self._refuse(error, reply)
-                continue
-            try:
-                answer = await actor.receive(message)
-            except AskFailed as error:
-                if reply is not None:
-                    reply.fail(error)
-                else:
-                    _log.warning("%s could not handle a message: %s", self.path, error)
-            else:
-                if (current := self.current) is not None:
-                    if answer is not None:
-                        current.answer(answer)
-                    else:
-                        current.fail(_no_answer(actor, message))
-            self.current = None
-            self.handled += 1
-            self.busy_seconds += clock() - since
-
-    def _refuse(self, error: MessageError, reply: Reply | None) -> None:
-        self.malformed += 1
-        if reply is not None:
-            reply.refuse(type(error)(f"{self.ref.name} does not receive this: {error}"))
-        else:
-            _log.warning("%s dropped a message it does not receive: %s", self.path, error)
-
-    async def _tell_failure(self, actor: Actor, failure: Exception) -> None:
-        self.limit()
-        try:
-            await actor.on_failure(failure)
-        except Exception:  # noqa: BLE001 (a second failure must not hide the first)
-            _log.warning("on_failure of %s failed itself", self.path, exc_info=True)
 
     # -- its end --------------------------------------------------------------
 
@@ -404,7 +294,7 @@ class Child:
             self.current = None
             current.refuse(_ended(text, restarting))
         while self.deferred:
-            self.deferred.pop().refuse(_ended(text, restarting))
+            self.deferred.popitem()[0].refuse(_ended(text, restarting))
 
     def cancel(self) -> None:
         """Stop it for good, at once."""
@@ -463,11 +353,3 @@ def _ended(text: str, restarting: bool) -> ActorDead:
     if restarting:
         return ActorRestarted(f"{text} and is being restarted: ask again")
     return ActorDead(f"{text}, or was stopped")
-
-
-def _no_answer(actor: Actor, message: object) -> AskFailed:
-    return AskFailed(
-        "message",
-        f"{type(actor).__name__} returned no answer to {type(message).__name__}: "
-        "tell it instead, or return a message from `receive`",
-    )

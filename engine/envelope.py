@@ -56,7 +56,7 @@ class Reply:
         self._task: trio.lowlevel.Task | None = None
         self._callback: Callable[[], None] | None = None
         # Set while the actor keeps this reply for later: it is then in the
-        # child's `deferred` set and has to leave it when settled.
+        # child's `deferred` table and has to leave it when settled.
         self._child: Child | None = None
 
     # -- the side of the actor ------------------------------------------------
@@ -105,7 +105,7 @@ class Reply:
         self._state = SETTLED
         self._callback = None
         if self._child is not None:
-            self._child.deferred.discard(self)
+            self._child.deferred.pop(self, None)
             self._child = None
         if (task := self._task) is not None:
             self._task = None
@@ -114,10 +114,10 @@ class Reply:
             self._result = result
 
     def keep(self, child: Child) -> None:
-        """Hold this reply in the child's `deferred` set until it is settled or abandoned."""
+        """Keep this reply in the child's `deferred` table until it is settled or abandoned."""
         if self._state == PENDING:
             self._child = child
-            child.deferred.add(self)
+            child.deferred[self] = None
 
     def release_task(self, raise_cancel: object) -> trio.lowlevel.Abort:
         """Let a cancelled asker go. The abandonment itself is told when its task runs next.
@@ -139,7 +139,7 @@ class Reply:
         callback, self._callback = self._callback, None
         child, self._child = self._child, None
         if child is not None:
-            child.deferred.discard(self)
+            child.deferred.pop(self, None)
         if callback is None:
             return
         try:

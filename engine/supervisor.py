@@ -221,9 +221,11 @@ class Supervisor:
             self._stopping.set()
             # Cancelled in the middle of a group restart, some children have no task
             # that could end them.
-            for child in reversed(tuple(self._children.values())):
-                self.exit(child, cancelled=True)
-            self._stopped.set()
+            try:
+                for child in reversed(tuple(self._children.values())):
+                    self.exit(child, cancelled=True)
+            finally:
+                self._stopped.set()
         if self._failure is not None:
             raise self._failure
 
@@ -285,7 +287,6 @@ class Supervisor:
         jitter = generator(self.seed, "backoff", child.spec.name, child.restarts)
         delay = self.backoff.delay(child.attempt, jitter)
         child.attempt += 1
-        child.restarts += 1
         return delay
 
     def _rest(self, child: Child) -> None:
@@ -317,7 +318,7 @@ class Supervisor:
     async def _start_in_order(self, group: list[Child]) -> None:
         assert self._nursery is not None
         for child in group:
-            if not child.exited:
+            if not child.exited and child.scope is None:
                 child.spawn(self._nursery)
                 await child.started()
                 if not child.serving and not child.exited:

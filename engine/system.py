@@ -28,8 +28,9 @@ from typing import Final, Self
 
 import trio
 
-from .child import ChildSpec, sole
+from .child import ChildSpec
 from .errors import ConfigError, DeadlineExceeded
+from .incarnation import sole
 from .ref import ActorRef
 from .restart import Backoff, RestartIntensity, Strategy
 from .supervisor import LifecycleEvent, OnExit, Supervisor
