@@ -61,7 +61,8 @@ $(STAMP): pyproject.toml | $(BIN)/python
 		fi; \
 	fi; \
 	echo "Installing rollwave[$$extra,dev] into .venv ..."; \
-	$(PIP) install --quiet $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable ".[$$extra,dev]"; \
+	$(PIP) install $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable ".[$$extra,dev]" \
+		2> >(sed '/^WARNING/d' >&2) | awk '/^ *Downloading/ { print "  " $$2, $$3, $$4 }'; \
 	if [ $$extra != vllm ]; then \
 		$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null; \
 	fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -103,5 +104,41 @@ def test_the_core_is_light() -> None:
     """What only learners, vLLM, figures or tests need is an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = {re.split(r"[\[>=<~! ]", need)[0] for need in project["dependencies"]}
-    allowed = {"trio", "msgspec", "msgpack", "httpx", "h11", "typer", "rich", "pyarrow"}
-    assert core <= allowed
+    assert core <= {
+        "h11",
+        "httpx",
+        "msgpack",
+        "msgspec",
+        "outcome",
+        "pyarrow",
+        "rich",
+        "trio",
+        "typer",
+    }
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What comes along by chance today may be gone with somebody else's next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    needs = [*project["dependencies"], *(need for extra in extras for need in extra)]
+    declared = {re.split(r"[\[>=<~! ]", need)[0].replace("-", "_") for need in needs}
+    packages = {"engine", "envs", "learners", "actors", "cli", "benchmarks", "examples"}
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported(node)
+        if name not in {*sys.stdlib_module_names, *declared, "rollwave"}
+    }
+    assert undeclared == set()
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Give the top-level names of an absolute import statement."""
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        return [node.module.partition(".")[0]]
+    return []
