@@ -22,7 +22,7 @@ Not here: what the records mean, and sealed waves (`store`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from os import SEEK_END
@@ -35,7 +35,7 @@ from zlib import crc32
 import outcome
 import trio
 
-from .codec import MAX_MESSAGE_BYTES, Message, decoder, encode
+from .codec import MAX_MESSAGE_BYTES, M, Message, decoder, encode
 from .disk import Disk
 from .errors import JournalCorrupt, MessageError, MessageTooLarge, StoreError, storage_error
 
@@ -285,7 +285,7 @@ def _open(path: Path, disk: Disk) -> tuple[int, _Scan]:
     return descriptor, scan
 
 
-def read_journal(path: str | Path, *accepted: type[Message]) -> Iterator[Message]:
+def read_journal(path: str | Path, *accepted: type[M]) -> Iterator[M]:
     """Give the records of a journal in order. An absent journal holds none.
 
     A torn tail ends the reading silently: nobody was told that it was safe.
@@ -295,7 +295,7 @@ def read_journal(path: str | Path, *accepted: type[Message]) -> Iterator[Message
         StoreError: the file cannot be read.
     """
     path = Path(path)
-    decode = decoder(*accepted).decode
+    decode: Callable[[bytes], M] = decoder(*accepted).decode
     start = 0
     try:
         for payload, end in _records(path):

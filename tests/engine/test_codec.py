@@ -20,9 +20,9 @@ from rollwave.engine.codec import (
     unpack_floats,
     unpack_tokens,
 )
-from rollwave.engine.errors import MessageError, MessageTooLarge
+from rollwave.engine.errors import FaultKind, MessageError, MessageTooLarge
 from rollwave.engine.strategies import trajectories
-from rollwave.engine.trajectory import ChatMessage, Fault, FaultKind, Trajectory
+from rollwave.engine.trajectory import ChatMessage, Fault, Trajectory
 
 
 class Ping(Message, frozen=True):

@@ -42,7 +42,16 @@ def test_different_runs_give_different_seeds(first: int, second: int) -> None:
 
 
 def test_the_kind_of_a_label_and_the_cuts_between_labels_count() -> None:
-    variants = [(1,), ("1",), ("a", "b"), ("ab",), ("b", "a"), ("a", "b", ""), (0, 1), ("0:1",)]
+    variants: list[tuple[str | int, ...]] = [
+        (1,),
+        ("1",),
+        ("a", "b"),
+        ("ab",),
+        ("b", "a"),
+        ("a", "b", ""),
+        (0, 1),
+        ("0:1",),
+    ]
     assert len({derive(7, *path) for path in variants}) == len(variants)
 
 

@@ -97,7 +97,7 @@ def test_the_loss_mask_is_exactly_what_the_turns_sampled(trajectory: Trajectory)
 
 
 TURNS = sample().turns
-BROKEN = {
+BROKEN: dict[str, dict[str, object]] = {
     "outcome success with reward None": {"reward": None},
     "outcome fault with reward 0.0": {
         "outcome": Outcome.FAULT,
