@@ -94,7 +94,7 @@ class Dispatcher(Actor):
         assert self._sessions is not None  # on_start ran before any message
         book.admit(order)
         spec = ChildSpec(
-            name=order.id,
+            name=f"{order.rollout}:{order.id}",  # unique even if two rollouts share ids
             factory=lambda: Session(book.settings[order.task.env], self._collector),
             restart=Restart.TEMPORARY,
         )

@@ -278,6 +278,15 @@ class Rollout:
                 raise self._book.error from None
             raise StopAsyncIteration from None
 
+    def ready(self) -> list[Trajectory]:
+        """What has ended already, without waiting."""
+        trajectories: list[Trajectory] = []
+        while True:
+            try:
+                trajectories.append(self._stream.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                return trajectories
+
     async def aclose(self) -> None:
         """Cancel what still runs; finished records that were not yet taken are dropped here
         (a journal has them)."""
@@ -328,7 +337,7 @@ async def open_engine(
     limits = settings or EngineSettings(concurrency=concurrency, seed=seed)
     source = policy if isinstance(policy, PolicySource) else policy_source(policy)
     ledger, permits = Ledger(), Permits(limits.concurrency)
-    async with ActorSystem(limits.seed) as system:
+    async with ActorSystem(seed=limits.seed) as system:
 
         async def start(name: str, factory: Callable[[], Actor]) -> ActorRef:
             return await system.start(ChildSpec(name=name, factory=factory))

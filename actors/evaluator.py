@@ -86,6 +86,13 @@ def summarise(env: str, trajectories: Sequence[Trajectory]) -> Evaluation:
     )
 
 
+def standard_error(evaluation: Evaluation) -> float:
+    """Standard error of the success rate; never 0, so that a perfect score can be left."""
+    n = max(evaluation.episodes, 1)
+    p = min(max(evaluation.success_rate, 1 / (n + 1)), n / (n + 1))
+    return math.sqrt(p * (1 - p) / n)
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion; (0, 1) without data."""
     if n == 0:
@@ -98,9 +105,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap(tasks: Sequence[Sequence[bool]], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the success rate, resampling whole tasks."""
+    """95 % percentile interval of the success rate, resampling whole tasks.
+
+    Where all tasks agree there is nothing to resample; the interval is then Wilson's,
+    with one observation for each task.
+    """
     if not tasks:
         return 0.0, 1.0
+    rates = {sum(tries) / len(tries) for tries in tasks}
+    if len(rates) == 1:
+        return wilson(round(rates.pop() * len(tasks)), len(tasks))
     random = generator(seed, "bootstrap")
     means = []
     for _ in range(_RESAMPLES):

@@ -7,9 +7,10 @@ refused, and a rollout is complete when nothing is open.
 Invariant: for every admitted id, exactly one trajectory is handed to the stream.
 
 Records wait here between the collector's mailbox and their stream, so that a
-collector that dies takes none with it. The ledger is owned by the engine, outside every actor, so that a restarted
-dispatcher or collector finds it as its predecessor left it. Not here: delivery
-(`collector`) and admission (`dispatcher`).
+collector that dies takes none with it. The engine owns the ledger, outside every
+actor: a restarted dispatcher or collector finds it as its predecessor left it.
+
+Not here: delivery (`collector`) and admission (`dispatcher`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Not here: how it is shown (`cli.progress`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -28,3 +28,7 @@ class Snapshot:
     """Finished episodes by outcome name."""
     success_rate: float | None = None
     """Successes over scored episodes so far; None before the first."""
+
+
+Watch = Callable[[Snapshot], None]
+"""Somebody who is told how it goes; called often, also from threads: it must only take note."""

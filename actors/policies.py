@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import trio
+
 from ..engine.codec import pack_mask, unpack_floats, unpack_tokens
 from ..engine.errors import ActorRestarted, BackendError, EnvironmentFault, FaultKind
 from ..engine.ref import ActorRef
@@ -90,6 +92,7 @@ class ExpertPolicy(Policy):
         Raises:
             EnvironmentFault: the environment has no expert, or it is at a loss here.
         """
+        await trio.lowlevel.checkpoint()  # nothing else in such an episode yields to others
         action = self._environment.expert()
         if action is None:
             raise EnvironmentFault("the environment's expert has no action from here")
@@ -110,6 +113,7 @@ class RandomPolicy(Policy):
 
     async def act(self, observation: str, turn: int) -> Act:
         """Choose among the available actions."""
+        await trio.lowlevel.checkpoint()
         actions = self._environment.available_actions()
         if not actions:
             raise EnvironmentFault("the environment lists no available action")

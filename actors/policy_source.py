@@ -45,6 +45,7 @@ def policy_source(
     context: int = 0,
     batch: int = 256,
     model: str = "",
+    tokenizer: str = "",
     seed: int = 0,
 ) -> PolicySource:
     """Settle a policy as users write it.
@@ -55,6 +56,8 @@ def policy_source(
         context: context length to serve, in tokens; 0 = the model's own.
         batch: most requests in the inference batch.
         model: the model's name on a server; "" asks the server.
+        tokenizer: model directory whose tokenizer a server (vLLM) has: prompts then go
+            and completions come as token ids, so that one can learn from them.
         seed: seeds what the backend itself draws.
 
     Raises:
@@ -64,7 +67,7 @@ def policy_source(
     if policy in ("expert", "random"):
         return PolicySource(kind="expert" if policy == "expert" else "random", name=policy)
     if policy.startswith(("http://", "https://")):
-        return _server(policy, model)
+        return _server(policy, model, tokenizer, context)
     config = Path(policy) / "config.json"
     if not config.is_file():
         raise ConfigError(
@@ -74,15 +77,22 @@ def policy_source(
     return _model(policy, config, backend, context, batch, seed)
 
 
-def _server(url: str, model: str) -> PolicySource:
-    from .backends.openai import OpenAIBackend, OpenAISettings
+def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
+    from .backends.openai import OpenAIBackend
 
-    settings = OpenAISettings(base_url=url, model=model)
+    renderer = None
+    if tokenizer:
+        from ..learners.chat import load_renderer
+
+        renderer = load_renderer(tokenizer)
 
     def make(_version: int, _path: str) -> Backend:
-        return OpenAIBackend(settings)  # a server's weights are its own affair
+        # A server's weights are its own affair: no version, no path.
+        return OpenAIBackend(url, model=model, tokens=renderer is not None)
 
-    return PolicySource(kind="model", name=url, make_backend=make)
+    return PolicySource(
+        kind="model", name=url, make_backend=make, renderer=renderer, context=context
+    )
 
 
 def _model(

@@ -119,14 +119,21 @@ class WeightsSwapped(Message, frozen=True):
 
 
 class UpdatePolicy(Message, frozen=True):
-    """Campaign → learner: run one evolution step on these sealed waves."""
+    """Campaign → learner: run one evolution step and write its model directory."""
 
+    algorithm: str
+    """"clone" or "agent_evol"."""
+    settings: bytes
+    """JSON of that algorithm's settings."""
     experts: tuple[str, ...]
     """Paths of wave files with expert trajectories."""
     waves: tuple[str, ...]
-    """Paths of the sealed waves of this campaign, oldest first."""
+    """Paths of this campaign's sealed waves, oldest first."""
+    starts: dict[str, str]
+    """Model directories by role: "base_bc", "pretrained", "last"."""
+    evaluation: tuple[Task, ...]
+    """Tasks that must never be learned from."""
     out: str
-    """Model directory to write."""
 
 
 class PolicyUpdated(Message, frozen=True):

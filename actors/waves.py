@@ -12,23 +12,20 @@ Not here: what a wave is for (`campaign`, the command line).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
-from ..engine.errors import StoreError
+from ..engine.errors import ConfigError, StoreError
 from ..engine.journal import Journal, read_journal
 from ..engine.store import Store
 from ..engine.trajectory import Outcome, Trajectory, Wave
 from ..envs.base import Task
 from .dispatcher import trajectory_id
 from .embedding import Engine
-from .monitor import Snapshot
+from .monitor import Watch
 from .protocol import Sampling
-
-Watch = Callable[[Snapshot], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +48,24 @@ class WavePlan:
         ]
 
 
-def journal_path(store: Store, wave: int) -> Path:
-    """Where the records of an unsealed wave are kept."""
-    return store.path / "journals" / f"wave-{wave:04d}.journal"
+def require_settings(store: Store, settings: Mapping[str, str]) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+        ConfigError: a setting differs; the text names the first, both ways.
+    """
+    for key, value in settings.items():
+        had = store.settings.get(key)
+        if had != value:
+            raise ConfigError(
+                f"{store.path} holds a run with {key} = {had!r}, not {value!r}: "
+                "give the same settings to go on with it, or choose another --out directory"
+            )
 
 
-def journalled(store: Store, wave: int) -> dict[str, Trajectory]:
-    """Finished episodes of an unsealed wave, by id; the last record of an id counts."""
-    path = journal_path(store, wave)
+def journalled(store: Store) -> dict[str, Trajectory]:
+    """Finished episodes of the unsealed wave, by id; the last record of an id counts."""
+    path = store.journal_path
     if not path.exists():
         return {}
     return {
@@ -88,11 +95,9 @@ async def play_wave(
         return await trio.to_thread.run_sync(store.read, plan.number)
     manifest = plan.manifest()
     wanted = frozenset(manifest)
-    found = await trio.to_thread.run_sync(journalled, store, plan.number)
+    found = await trio.to_thread.run_sync(journalled, store)
     finished = {id_: record for id_, record in found.items() if id_ in wanted}
-    path = journal_path(store, plan.number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    async with await Journal.open(path) as journal:
+    async with await Journal.open(store.journal_path) as journal:
         rollout = engine.rollout(
             plan.tasks,
             attempts=plan.attempts,
@@ -117,5 +122,5 @@ async def play_wave(
         )
     records = [finished[id_] for id_ in manifest]
     info = await trio.to_thread.run_sync(store.seal, plan.number, plan.policy_version, records)
-    path.unlink(missing_ok=True)  # the sealed wave holds everything it held
+    store.journal_path.unlink(missing_ok=True)  # the sealed wave holds everything it held
     return Wave(plan.number, plan.policy_version, info.digest, tuple(records))

@@ -43,6 +43,13 @@ Backend = Annotated[
 Model = Annotated[
     str, typer.Option("--model", help="The model's name on a server; asked if empty.")
 ]
+Tokenizer = Annotated[
+    str,
+    typer.Option(
+        "--tokenizer",
+        help="Model directory of a vLLM server's tokenizer: token ids and log-probs are then kept.",
+    ),
+]
 Context = Annotated[
     int,
     typer.Option("--context", min=0, help="Context length to serve, in tokens; 0 = the model's."),

@@ -16,7 +16,7 @@ from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.evaluator import Evaluation, evaluate, summarise
 from ..actors.policy_source import BackendName, policy_source
 from ..actors.protocol import Sampling
-from ..actors.waves import WavePlan, journalled, play_wave
+from ..actors.waves import WavePlan, journalled, play_wave, require_settings
 from ..engine.errors import ConfigError
 from ..engine.store import Store
 from ..engine.trajectory import Trajectory
@@ -39,6 +39,7 @@ class PlayOptions:
     policy: str
     backend: BackendName
     model: str
+    tokenizer: str
     context: int
     batch: int
     temperature: float
@@ -109,6 +110,7 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
         context=options.context,
         batch=options.batch,
         model=options.model,
+        tokenizer=options.tokenizer,
         seed=options.seed,
     )
     limits = EngineSettings(
@@ -137,9 +139,10 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
     }
     started = time.perf_counter()
     with Store.open(options.out, settings=settings) as store:
+        require_settings(store, settings)
 
         def kept() -> str:
-            count = len(journalled(store, 0))
+            count = len(journalled(store))
             return (
                 f"{count} of {len(plan.manifest())} episodes are kept in {options.out}; "
                 "the same command again plays the rest"

@@ -134,6 +134,8 @@ class EnvSpec:
     """Disjoint task indices by split name."""
     prompt: tuple[ChatMessage, ...] = ()
     """System text and canned exchange that precede the first observation."""
+    vocabulary: tuple[str, ...] = ()
+    """Every word of observations and actions, where the environment has a closed vocabulary."""
     action_format: str = "react"
     """Name of the format in `formats` that completions follow."""
     turn_limit: int = 20

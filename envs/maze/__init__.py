@@ -53,6 +53,7 @@ def _grid(*, id: str, size: int, loops: float, style: str, turn_limit: int) -> E
         make=lambda: Maze(settings, wording),
         splits=GRID_SPLITS,
         prompt=() if terse else GRID_PROMPT,
+        vocabulary=VOCABULARY if terse else (),
         action_format="raw" if terse else "react",
         turn_limit=limit,
     )

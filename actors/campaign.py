@@ -1,0 +1,310 @@
+"""The composition root: waves of rollouts, evolution steps between them, one policy at the end.
+
+| loop       | waits for                               | is unblocked by                        |
+|------------|-----------------------------------------|----------------------------------------|
+| session    | a completion                            | inference, or the turn's deadline      |
+| inference  | requests                                | sessions                               |
+| dispatcher | a permit                                | a session that ended                   |
+| collector  | room in the stream                      | the consumer of the rollout            |
+| learner    | a sealed wave                           | the campaign, when the wave is sealed  |
+| campaign   | a wave, then the new policy, then its   | collector; learner; inference, within  |
+|            | confirmation by inference               | their deadlines                        |
+
+While the learner holds a wave nothing asks for episodes, so the dispatcher admits
+none, and nothing is dropped. One wave m ≥ 1 (algorithms 1.11):
+
+    explore with π_{m-1} → seal → select → train → publish π_m → evaluate → accept or roll back
+
+Invariants:
+
+* every stage is idempotent: a sealed wave is read, a finished model directory is
+  kept, so a campaign that was killed anywhere goes on with the same command;
+* dev tasks choose, test tasks only report, and neither is ever learned from;
+* a wave with too many faults stops the campaign rather than teach from a broken world.
+
+Not here: how a wave is played (`arena`, `waves`), how a step is trained (`learner`),
+and the rule for stopping (`learners.stopping`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from ..engine.errors import ConfigError
+from ..engine.ref import ActorRef
+from ..engine.store import Store
+from ..engine.supervisor import ChildSpec
+from ..engine.system import ActorSystem
+from ..envs.base import EnvSpec
+from ..learners.settings import CloningSettings
+from ..learners.stopping import Decision, Score, judge
+from .arena import Arena, Curriculum, check_faults, curriculum
+from .config import CampaignConfig
+from .embedding import EngineSettings, open_engine
+from .evaluator import standard_error
+from .learner import LearnerActor
+from .monitor import Watch
+from .policy_source import policy_source
+from .protocol import PolicyUpdated, UpdatePolicy
+from .report import CampaignResult, Row, read_training
+from .waves import WavePlan, play_wave, require_settings
+
+_EXPERT_WAVE: Final = 0
+"""The main store's wave 0 holds the experts; exploration waves count from 1."""
+
+_STEP_SECONDS: Final = 24 * 3600.0
+"""Deadline of one evolution step."""
+
+_FREE: Final = frozenset(
+    {"run.out", "run.concurrency", "run.threads", "run.turn_seconds", "run.episode_seconds"}
+)
+"""Settings that may change when a campaign goes on: where it is, and how fast it runs."""
+
+
+async def run_campaign(
+    config: CampaignConfig, out: str | Path, watch: Watch | None = None
+) -> CampaignResult:
+    """Run a campaign in a directory, or go on with it, to the end.
+
+    Args:
+        config: what to do.
+        out: the run directory.
+        watch: told a snapshot for each record and each optimiser step.
+
+    Raises:
+        ConfigError: the config cannot work, or the directory holds another campaign.
+        TooManyFaults: a wave had a larger share of faults than allowed.
+        AskFailed: an evolution step could not be done (nothing to learn from, say).
+        StorageFailed: the disk refused; what was sealed is intact.
+    """
+    campaign = _Campaign(config, Path(out), curriculum(config), watch or (lambda _: None))
+    settings = _flat(config)
+    with ExitStack() as stack:
+        main = stack.enter_context(Store.open(campaign.out, settings=settings))
+        require_settings(main, settings)
+        dev = stack.enter_context(Store.open(campaign.out / "evaluations" / "dev"))
+        test = stack.enter_context(Store.open(campaign.out / "evaluations" / "test"))
+        base = await trio.to_thread.run_sync(campaign.base_model)
+        async with ActorSystem(seed=config.run.seed) as system:
+            learner = await system.start(
+                ChildSpec(
+                    name="learner",
+                    factory=lambda: LearnerActor(config.run.threads, campaign.watch),
+                )
+            )
+            await campaign.experts(main)
+            cloned = base
+            if campaign.tasks.experts:
+                cloned = await campaign.clone(learner, base, "policy-0000", config.cloning)
+            source = policy_source(
+                cloned,
+                backend=config.inference.backend,
+                context=config.inference.context,
+                batch=config.inference.batch,
+                seed=config.run.seed,
+            )
+            async with open_engine(source, settings=campaign.limits()) as engine:
+                arena = Arena(config, campaign.tasks, engine, campaign.watch)
+                waves = _Waves(campaign, learner, arena, main, dev, test)
+                stopped = await waves.evolve(base, cloned)
+                if config.control.enabled:
+                    await waves.control(cloned)
+    best = judge([_score(row) for row in waves.rows if row.arm == "evolution"]).best
+    result = CampaignResult(tuple(waves.rows), best, stopped, arena.turns, str(campaign.out))
+    result.write()
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Campaign:
+    """What is settled before anything runs, and the stages before the first wave."""
+
+    config: CampaignConfig
+    out: Path
+    tasks: Curriculum
+    watch: Watch
+
+    def base_model(self) -> str:
+        """The model directory that everything starts from; made here if it is a tiny one."""
+        tiny = self.config.model.tiny
+        if tiny is None:
+            return self.config.model.path
+        path = self.model_path("base")
+        if not (path / "config.json").is_file():
+            _make_tiny(path, self.tasks.spec, self.config)
+        return str(path)
+
+    async def experts(self, main: Store) -> None:
+        """Wave 0: what the environment's expert does on the expert tasks."""
+        if not self.tasks.experts:
+            return
+        plan = WavePlan(
+            number=_EXPERT_WAVE,
+            tasks=self.tasks.experts,
+            turn_limit=self.config.environment.turn_limit,
+        )
+        async with open_engine("expert", settings=self.limits()) as engine:
+            wave = await play_wave(engine, main, plan, watch=self.watch, stage="experts")
+        check_faults("experts", wave.trajectories, self.config.run.max_fault_share)
+
+    async def clone(
+        self, learner: ActorRef, start: str, name: str, settings: CloningSettings
+    ) -> str:
+        """Clone the experts from `start` into models/`name`."""
+        order = UpdatePolicy(
+            "clone",
+            msgspec.json.encode(settings),
+            (str(self.wave_path(_EXPERT_WAVE)),),
+            (),
+            {"last": start},
+            self.tasks.evaluation,
+            str(self.model_path(name)),
+        )
+        return await self.step(learner, order)
+
+    async def step(self, learner: ActorRef, order: UpdatePolicy) -> str:
+        """One evolution step; a finished model directory is the proof that it was done."""
+        if not (Path(order.out) / "training.json").is_file():
+            await learner.ask(order, PolicyUpdated, timeout=_STEP_SECONDS)
+        return order.out
+
+    def limits(self) -> EngineSettings:
+        """The limits of every engine of this campaign."""
+        run = self.config.run
+        return EngineSettings(
+            concurrency=run.concurrency,
+            seed=run.seed,
+            turn_seconds=run.turn_seconds,
+            episode_seconds=run.episode_seconds,
+        )
+
+    def wave_path(self, number: int) -> Path:
+        """Where the main store keeps a wave."""
+        return self.out / "waves" / f"wave-{number:04d}.parquet"
+
+    def model_path(self, name: str) -> Path:
+        """Where a model directory is."""
+        return self.out / "models" / name
+
+
+@dataclass(frozen=True, slots=True)
+class _Waves:
+    """The loop, once an engine is open."""
+
+    campaign: _Campaign
+    learner: ActorRef
+    arena: Arena
+    main: Store
+    dev: Store
+    test: Store
+    rows: list[Row] = field(default_factory=list)
+
+    async def evolve(self, base: str, cloned: str) -> str:
+        """The evolution arm: waves until a rule says stop. Returns the reason."""
+        campaign, config = self.campaign, self.campaign.config
+        experts = len(campaign.tasks.experts)
+        steps = read_training(cloned).steps if experts else 0
+        rows = [await self._evaluate("evolution", 0, 0, steps, experts, cloned)]
+        last = cloned
+        for wave in range(1, config.stop.waves + 1):
+            await self.arena.explore(wave, self.main)
+            order = UpdatePolicy(
+                "agent_evol",
+                msgspec.json.encode(config.learner),
+                (str(campaign.wave_path(_EXPERT_WAVE)),) if experts else (),
+                tuple(str(campaign.wave_path(m)) for m in range(1, wave + 1)),
+                {"base_bc": cloned, "pretrained": base, "last": last},
+                campaign.tasks.evaluation,
+                str(campaign.model_path(f"policy-{wave:04d}")),
+            )
+            last = await campaign.step(self.learner, order)
+            await self.arena.publish(wave, last)
+            training = read_training(last)
+            steps += training.steps
+            rows.append(await self._evaluate("evolution", wave, wave, steps, training.kept, last))
+            verdict = judge(
+                [_score(row) for row in rows],
+                min_gain=config.stop.min_gain,
+                patience=config.stop.patience,
+                fall=config.stop.rollback_errors,
+            )
+            if verdict.decision is Decision.ROLL_BACK:
+                return f"dev reward fell in wave {wave}: rolled back to wave {verdict.best}"
+            if verdict.decision is Decision.STOP:
+                return (
+                    f"dev reward gained less than {config.stop.min_gain} "
+                    f"in {config.stop.patience} waves"
+                )
+        return f"all {config.stop.waves} waves were run"
+
+    async def control(self, cloned: str) -> None:
+        """The control arm: the same base and optimiser steps, experts only.
+
+        Each stage goes on from the one before, so that at the same wave both arms have
+        spent the same total of optimiser steps.
+        """
+        training = self.campaign.config.learner.training
+        evolution = list(self.rows)
+        last, version = cloned, len(evolution)
+        for before, row in pairwise(evolution):
+            settings = msgspec.structs.replace(
+                training, max_steps=row.steps - before.steps, seed=training.seed + row.wave
+            )
+            name = f"control-{row.wave:04d}"
+            last = await self.campaign.clone(self.learner, last, name, settings)
+            await self.arena.publish(version, last)
+            kept = read_training(last).kept
+            await self._evaluate("control", row.wave, version, row.steps, kept, last)
+            version += 1
+
+    async def _evaluate(
+        self, arm: str, wave: int, version: int, steps: int, kept: int, model: str
+    ) -> Row:
+        """Evaluate the policy that serves now, and enter it into the table."""
+        tasks = self.campaign.tasks
+        dev = await self.arena.evaluate(version, self.dev, tasks.dev)
+        test = await self.arena.evaluate(version, self.test, tasks.test) if tasks.test else None
+        row = Row(arm, wave, version, steps, self.arena.explored, kept, dev, test, model)
+        self.rows.append(row)
+        return row
+
+
+def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
+    from ..learners.tiny import make_tiny_model
+
+    tiny = config.model.tiny
+    if tiny is None or not spec.vocabulary:
+        raise ConfigError(
+            f"model.tiny needs an environment with a closed vocabulary, and {spec.id} has none: "
+            "use maze-grid-v1?style=terse, or give model.path"
+        )
+    make_tiny_model(
+        path, vocabulary=spec.vocabulary, seed=config.run.seed, **msgspec.structs.asdict(tiny)
+    )
+
+
+def _score(row: Row) -> Score:
+    return Score(row.dev.average_reward, standard_error(row.dev))
+
+
+def _flat(config: CampaignConfig) -> dict[str, str]:
+    """The settings that make a campaign what it is, as `section.key`."""
+    flat: dict[str, str] = {}
+
+    def put(prefix: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                put(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif prefix not in _FREE and not prefix.startswith("inference."):
+            flat[prefix] = str(value)
+
+    put("", msgspec.to_builtins(config))
+    return flat
