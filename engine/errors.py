@@ -131,6 +131,11 @@ class EnvironmentFault(RollwaveError):
 class LawBroken(EnvironmentFault):
     """A check found that an environment breaks a law of its contract. The text says how."""
 
+    def __init__(self, text: str, *, unsound: bool = False) -> None:
+        super().__init__(text)
+        self.unsound: Final = unsound
+        """One answer is at fault (an exception, garbage), whatever law was looked at."""
+
 
 class TooManyFaults(RollwaveError):
     """A larger share of a wave's episodes are faults than is allowed; the campaign stops."""

@@ -109,7 +109,7 @@ class Probe:
         answer = self._note(result)
         low, high = self.spec.reward_range
         if not low - _SLACK <= self.reward <= high + _SLACK:
-            raise self.broken(
+            raise self.unsound(
                 f"the rewards sum to {self.reward:g}, outside reward_range {low:g} to {high:g}"
             )
         return answer
@@ -170,9 +170,9 @@ class Probe:
         except EnvironmentFault:
             return None
         except Exception as error:
-            raise self.broken(f"snapshot raised {classify(error)[1]}") from error
+            raise self.unsound(f"snapshot raised {classify(error)[1]}") from error
         if not isinstance(state, bytes):
-            raise self.broken(f"snapshot answered {_short(state)}, not bytes")
+            raise self.unsound(f"snapshot answered {_short(state)}, not bytes")
         return state
 
     def restore(self, state: bytes, past: Probe, steps: int) -> None:
@@ -186,13 +186,17 @@ class Probe:
         """Close the session."""
         self._call("close", self.env.close)
 
-    def broken(self, text: str) -> LawBroken:
+    def unsound(self, text: str) -> LawBroken:
+        """The error to raise if one answer is at fault, whatever the law."""
+        return self.broken(text, unsound=True)
+
+    def broken(self, text: str, *, unsound: bool = False) -> LawBroken:
         """The error to raise, with the way to get there."""
         where = f"task {self.task.index} ({self.task.split}), seed {self.seed}" if self.task else ""
         lines = [text, f"  environment: {self.spec.id}"]
         if where:
             lines += [f"  episode: {where}", f"  actions: {[_cut(a) for a in self.actions]}"]
-        return LawBroken("\n".join(lines))
+        return LawBroken("\n".join(lines), unsound=unsound)
 
     def _note(self, result: StepResult) -> Answer:
         legal = self._call("available_actions", self.env.available_actions)
@@ -202,30 +206,30 @@ class Probe:
 
     def _check(self, result: Any) -> None:
         if not isinstance(result, StepResult):
-            raise self.broken(f"step answered {_short(result)}, not a StepResult")
+            raise self.unsound(f"step answered {_short(result)}, not a StepResult")
         self._check_text("step", result.observation)
         reward: Any = result.reward
         if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise self.broken(f"the reward is {_short(reward)}, not a number")
+            raise self.unsound(f"the reward is {_short(reward)}, not a number")
         if not math.isfinite(reward):
-            raise self.broken(f"the reward is {reward}")
+            raise self.unsound(f"the reward is {reward}")
         for name in ("terminated", "truncated", "success"):
             if not isinstance(getattr(result, name), bool):
-                raise self.broken(f"{name} is {_short(getattr(result, name))}, not a bool")
+                raise self.unsound(f"{name} is {_short(getattr(result, name))}, not a bool")
         if result.success and not result.terminated:
-            raise self.broken("success without terminated")
+            raise self.unsound("success without terminated")
         if result.terminated and result.truncated:
-            raise self.broken("both terminated and truncated: an episode ends in one way")
+            raise self.unsound("both terminated and truncated: an episode ends in one way")
 
     def _check_text(self, name: str, text: Any) -> None:
         if not isinstance(text, str):
-            raise self.broken(f"{name} answered {_short(text)}, not text")
+            raise self.unsound(f"{name} answered {_short(text)}, not text")
         said = "".join(self.actions)
         if said.isascii() or said.encode("utf-8", "replace").decode("utf-8") == said:
             try:
                 encode(StepResult(text))
             except UnicodeEncodeError as error:
-                raise self.broken(f"the observation cannot be sent: {error}") from None
+                raise self.unsound(f"the observation cannot be sent: {error}") from None
 
     def _call(self, name: str, function: Callable[..., T], *args: object) -> T:
         try:
@@ -233,7 +237,7 @@ class Probe:
         except LawBroken:
             raise
         except Exception as error:
-            raise self.broken(f"{name} raised {classify(error)[1]}") from error
+            raise self.unsound(f"{name} raised {classify(error)[1]}") from error
 
 
 def refuses_index(spec: EnvSpec, index: int) -> None:

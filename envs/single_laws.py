@@ -85,9 +85,9 @@ def _advice(probe: Probe) -> str | None:
     try:
         advice: Any = probe.env.expert()
     except Exception as error:
-        raise probe.broken(f"expert raised {classify(error)[1]}") from error
+        raise probe.unsound(f"expert raised {classify(error)[1]}") from error
     if advice is not None and not isinstance(advice, str):
-        raise probe.broken(f"expert answered {advice!r:.80}, neither text nor None")
+        raise probe.unsound(f"expert answered {advice!r:.80}, neither text nor None")
     return advice
 
 

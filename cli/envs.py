@@ -1,0 +1,140 @@
+"""`rollwave envs list` and `rollwave envs check ENV`.
+
+Invariant: `check` leaves with code 0 if every law holds, 1 if one is broken, and 2
+if there is nothing to check.
+
+Not here: the laws (`envs.laws`) and the ids (`envs.registry`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..engine.errors import ConfigError
+from ..envs.base import EnvFamily, EnvSpec
+from ..envs.registry import families, register, resolve
+from .options import Json
+from .output import Output
+
+app = typer.Typer(no_args_is_help=True, help="List the environments, and check their laws.")
+
+
+@app.command("list")
+def list_environments(json: Json = False) -> None:
+    """List every environment with its options, tasks and action format."""
+    output = Output(json=json)
+    rows = [_describe(family) for family in families()]
+    output.table(
+        ("id", "what it is", "options", "train", "dev", "test", "unseen", "turns", "format"),
+        [
+            (
+                row["id"],
+                row["summary"],
+                " ".join(f"{key}={value}" for key, value in row["options"].items()),
+                *(row["splits"].get(split, 0) for split in ("train", "dev", "test", "unseen")),
+                row["turn_limit"],
+                row["action_format"],
+            )
+            for row in rows
+        ],
+    )
+    output.result({"environments": rows})
+
+
+def _describe(family: EnvFamily) -> dict[str, Any]:
+    """One row: the family with its options at their defaults."""
+    spec = resolve(family.id)
+    return {
+        "id": family.id,
+        "summary": family.summary,
+        "options": dict(family.options),
+        "splits": {split: len(members) for split, members in spec.splits.items()},
+        "turn_limit": spec.turn_limit,
+        "action_format": spec.action_format,
+    }
+
+
+@app.command()
+def check(
+    env: Annotated[
+        str,
+        typer.Argument(
+            metavar="ENV",
+            help="Environment id, or `module:NAME` for an EnvSpec or EnvFamily of your own.",
+        ),
+    ],
+    examples: Annotated[
+        int, typer.Option("--examples", min=1, help="Episodes tried for each law.")
+    ] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the search.")] = 0,
+    json: Json = False,
+) -> None:
+    """Search for actions that break a law of environments; print the fewest that do."""
+    from ..envs.laws import broken, check
+
+    output = Output(json=json)
+    spec = find(env)
+    results = check(spec, examples=examples, seed=seed)
+    failures = broken(results)
+    skipped = [result for result in results if result.skipped]
+    verdicts = {True: "held", False: "BROKEN"}
+    output.table(
+        ("law", "verdict", "what it says"),
+        [
+            (result.law, "skipped" if result.skipped else verdicts[result.held], result.text)
+            for result in results
+        ],
+        title=f"{spec.id}: {examples} examples a law, seed {seed}",
+        styles={"BROKEN": "bold red", "held": "green", "skipped": "dim"},
+    )
+    for result in skipped:
+        output.text(f"skipped {result.law}: {result.skipped}")
+    for result in failures:
+        output.heading(f"BROKEN {result.law}")
+        output.text(f"  {result.failure}\n")
+    output.result(
+        {
+            "environment": spec.id,
+            "examples": examples,
+            "seed": seed,
+            "held": len(results) - len(failures) - len(skipped),
+            "skipped": len(skipped),
+            "broken": len(failures),
+            "laws": [asdict(result) for result in results],
+        }
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+def find(name: str) -> EnvSpec:
+    """The spec of an id, or of `module:NAME?options` with modules of the working directory.
+
+    Raises:
+        ConfigError: there is no such module or name, or it is no environment.
+    """
+    module_name, colon, rest = name.partition(":")
+    if not colon:
+        return resolve(name)
+    attribute, mark, options = rest.partition("?")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the working directory, as `python -m` has it
+    try:
+        found: Any = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{name}: no module {error.name!r} here or installed") from None
+    except AttributeError:
+        raise ConfigError(f"{name}: module {module_name} has no {attribute!r}") from None
+    if isinstance(found, EnvSpec) and not mark:
+        return found
+    if isinstance(found, EnvFamily):
+        register(found)
+        return resolve(found.id + mark + options)
+    raise ConfigError(
+        f"{name} is a {type(found).__name__}; name an EnvFamily, or an EnvSpec without options"
+    )
