@@ -327,14 +327,17 @@ def tokenise(renderer: ChatRenderer, trajectory: Trajectory) -> Sample:
 
 def _split(text: str, names: Sequence[str], roles: Sequence[str]) -> tuple[str, ...]:
     """Cut a rendering at its placeholders, which must stand in it once and in order."""
-    fragments = []
+    found = sorted((text.find(name), index) for index, name in enumerate(names))
     for index, name in enumerate(names):
-        if text.count(name) != 1:
-            what = "repeats, moves" if name in text else "drops, moves"
+        count = text.count(name)
+        if count != 1 or found[index][1] != index:
+            what = "moves" if count == 1 else "repeats" if count else "drops or rewrites"
             raise TemplateError(
-                f"the chat template {what} or rewrites message {index} ({roles[index]}) of the "
-                f"conversation {', '.join(roles)}: it cannot be applied once per message"
+                f"the chat template {what} message {index} ({roles[index]}) of the conversation "
+                f"{', '.join(roles)} (counted from 0): it cannot be applied once per message"
             )
+    fragments = []
+    for name in names:
         before, _, text = text.partition(name)
         fragments.append(before)
     return (*fragments, text)

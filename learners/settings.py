@@ -59,7 +59,7 @@ class CloningSettings(Settings, frozen=True):
     """Trajectories per optimiser step."""
     batch_tokens: int = 0
     """Tokens per optimiser step instead, filled with whole trajectories; 0: by `batch`."""
-    micro_tokens: int = 16_384
+    micro_tokens: int = 4_096
     """Padded tokens per forward pass. Changes memory and speed, not the result."""
     schedule: Schedule = "constant"
     warmup: float = 0.0
