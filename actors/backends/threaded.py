@@ -17,6 +17,7 @@ Not here: any engine (`vllm`, `transformers`).
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -42,6 +43,19 @@ from .base import Backend, Done
 
 _STOP_SECONDS: Final = 4.0
 """How long a cancelled `run` waits for the step in flight; the thread then ends by itself."""
+
+
+def share_of_cores() -> int:
+    """Threads for the arithmetic of one engine: OMP_NUM_THREADS, or half the cores.
+
+    The trio loop and a learner need the rest, and more threads than free cores is far
+    slower, not faster (measured: 4 times with 2 threads on 2 busy cores).
+    """
+    if given := os.environ.get("OMP_NUM_THREADS", "").split(",")[0]:
+        return max(1, int(given))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // 2)
+
 
 Finished = tuple[str, Completion | BackendError]
 """The key a request was added under, and how it ended."""

@@ -37,7 +37,7 @@ from ...engine.errors import BackendError, ConfigError, MissingDependency, Weigh
 from ...engine.trajectory import FinishReason
 from ..protocol import Completion, Generate, Sampling
 from . import checkpoint
-from .threaded import Engine, Finished, ThreadedBackend
+from .threaded import Engine, Finished, ThreadedBackend, share_of_cores
 
 _ENVIRONMENT: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in our thread, not behind a socket
@@ -57,7 +57,7 @@ class VllmSettings:
     max_num_seqs: int = 256
     """Most requests in one batch."""
     dtype: str = "auto"
-    """"auto": float32 on a CPU, the model's own on a GPU."""
+    """By default float32 on a CPU, and the model's own on a GPU."""
     kv_cache_gib: float = 0.0
     """KV cache; 0 = 1 GiB on a CPU, `gpu_memory` on a GPU. On a CPU it is taken at the start."""
     gpu_memory: float = 0.45
@@ -301,9 +301,7 @@ def _prepare_cpu(threads: int) -> None:
     import torch
     from vllm.v1.sample import sampler
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, (cores or 1) // 2))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or share_of_cores())
 
     def rank(scores: Any, sampled: Any) -> Any:
         return (scores >= sampled).sum(-1)
