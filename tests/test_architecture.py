@@ -62,6 +62,7 @@ HEAVY = {
 ALLOWED_AT_TOP = {
     "engine/testing.py": {"hypothesis"},
     "envs/laws.py": {"hypothesis"},
+    "cli/figures.py": {"matplotlib"},
     "actors/backends/vllm.py": {"vllm", "torch"},
     "actors/backends/vllm_worker.py": {"vllm", "torch", "safetensors"},
     "actors/backends/transformers.py": {"torch", "transformers"},
@@ -261,7 +262,7 @@ def test_the_global_generator_is_never_touched(path: Path) -> None:
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == "random"
-        and node.attr != "Random"
+        and node.attr not in {"Random", "getstate", "setstate"}  # saved for the host, restored
     ]
     assert touched == []
 

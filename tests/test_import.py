@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from rollwave.cli.main import COMMANDS
 
 HEAVY = (
     "accelerate",
@@ -45,7 +46,9 @@ def test_the_measure_itself_sees_what_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["rollout", "--help"], ["doctor", "--help"]]
+    "words",
+    [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)],
+    ids=" ".join,
 )
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     loaded = loaded_by(f"from rollwave.cli.main import main\nmain({words!r})")
