@@ -28,7 +28,7 @@ from typing import Final, TypeVar
 import trio
 
 from ..engine.actor import Actor
-from ..engine.clock import deadline
+from ..engine.clock import rolling_deadline
 from ..engine.errors import ActorError, EnvironmentFault, FaultKind, classify
 from ..engine.ref import ActorRef
 from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
@@ -104,13 +104,11 @@ class Episode:
 
     async def play(self) -> None:
         """Run to an outcome. Only cancellation escapes."""
-        limit = self._settings.episode_seconds
         try:
-            if math.isinf(limit):
-                await self._run()
-            else:
-                with deadline(f"episode {self._order.id}", limit):
-                    await self._run()
+            with rolling_deadline(
+                f"episode {self._order.id}", self._settings.episode_seconds
+            ) as limit:
+                await self._run(limit)
         except Exception as error:  # noqa: BLE001 (the boundary: every fault becomes a record)
             kind, text = classify(error, unknown=self._stage)
             self._outcome = Outcome.FAULT
@@ -118,26 +116,25 @@ class Episode:
         finally:
             self._close()
 
-    async def _run(self) -> None:
+    async def _run(self, limit: rolling_deadline) -> None:
         settings, order = self._settings, self._order
         turn_limit = settings.turn_limit or settings.spec.turn_limit
-        with deadline(f"reset of {order.id}", settings.turn_seconds):
-            environment = await self._call(settings.spec.make)
-            self._environment = environment
-            self._observation = await self._call(
-                environment.reset, order.task, order.environment_seed
-            )
+        limit.stage(f"reset of {order.id}", settings.turn_seconds, self._started)
+        environment = await self._call(settings.spec.make)
+        self._environment = environment
+        self._observation = await self._call(environment.reset, order.task, order.environment_seed)
         if not isinstance(self._observation, str):
             raise EnvironmentFault(f"reset answered {type(self._observation).__name__}, not text")
         policy = self._policy = settings.make_policy(environment)
         policy.open(settings.spec.prompt, order.id, order.seed)
+        now = trio.current_time()
         for number in range(turn_limit):
-            with deadline(f"turn {number} of {order.id}", settings.turn_seconds):
-                try:
-                    result = await self._turn(environment, policy, number)
-                except ContextFull:
-                    self._truncation = "tokens"
-                    break
+            limit.stage(f"turn {number} of {order.id}", settings.turn_seconds, now)
+            try:
+                result, now = await self._turn(environment, policy, number, now)
+            except ContextFull:
+                self._truncation = "tokens"
+                break
             if result.done:
                 self._truncation = "environment" if not result.terminated else ""
                 break
@@ -148,12 +145,13 @@ class Episode:
         else:
             self._outcome = Outcome.SUCCESS if result.success else Outcome.FAILURE
 
-    async def _turn(self, environment: Environment, policy: Policy, number: int) -> StepResult:
-        now = trio.current_time
-        before = now()
+    async def _turn(
+        self, environment: Environment, policy: Policy, number: int, began: float
+    ) -> tuple[StepResult, float]:
+        """Play one turn that began then; returns the result and when it ended."""
         self._stage = policy.blame
         act = await policy.act(self._observation, number)
-        between = now()
+        completed = trio.current_time()
         self._stage = FaultKind.INTERNAL
         parsed = self._settings.action_format.parse(act.completion)
         if parsed.action is None:
@@ -162,8 +160,11 @@ class Episode:
         else:
             action = parsed.action
             self._stage = FaultKind.ENVIRONMENT
-            result = self._checked(await self._call(environment.step, action))
-        after = now()
+            if self._inline:
+                result = self._checked(environment.step(action))
+            else:
+                result = self._checked(await self._call(environment.step, action))
+        ended = trio.current_time()
         self._turns.append(
             Turn(
                 self._observation,
@@ -175,13 +176,13 @@ class Episode:
                 act.policy_version,
                 act.finish,
                 parsed.action is None,
-                between - before,
-                after - between,
+                completed - began,
+                ended - completed,
             )
         )
         self._reward += result.reward
         self._observation = result.observation
-        return result
+        return result, ended
 
     def _checked(self, result: StepResult) -> StepResult:
         """Refuse garbage before it becomes a reward."""

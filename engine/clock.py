@@ -9,7 +9,7 @@ Not here: the virtual clock itself (see `testing`) and wall-clock dates (`store`
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 import trio
 
@@ -38,11 +38,11 @@ class deadline:  # noqa: N801 (reads as a statement: `with deadline("turn", 30):
             raise ConfigError(f"the deadline of {stage} must be 0 or more seconds, not {seconds}")
         self.stage: Final = stage
         self.seconds: Final = seconds
-        self._scope = trio.CancelScope()
 
     def __enter__(self) -> None:
         """Start the clock."""
-        self._scope.deadline = trio.current_time() + self.seconds
+        # Made here with its deadline: setting it on a scope that is open costs more.
+        self._scope = trio.CancelScope(deadline=trio.current_time() + self.seconds)
         self._scope.__enter__()
 
     def __exit__(
@@ -55,3 +55,56 @@ class deadline:  # noqa: N801 (reads as a statement: `with deadline("turn", 30):
         self._scope.__exit__(kind, error, traceback)
         if self._scope.cancelled_caught:
             raise DeadlineExceeded(f"{self.stage} took longer than {self.seconds:g} s") from None
+
+
+class rolling_deadline:  # noqa: N801 (as `deadline`)
+    """One scope for a chain of stages, each with a deadline of its own.
+
+        with rolling_deadline("episode 7", 3600.0) as limit:
+            limit.stage("turn 0", 30.0, now())
+            ...
+            limit.stage("turn 1", 30.0, now())
+
+    Moving an open scope's deadline costs a quarter of opening a new one, which counts
+    where a stage takes microseconds.
+
+    Raises:
+        DeadlineExceeded: on leaving the block, if a stage or the whole was cut short;
+            names whichever it was.
+        ConfigError: a number of seconds is negative or not a number.
+    """
+
+    __slots__ = ("_end", "_name", "_scope", "_seconds", "_stage", "_total")
+
+    def __init__(self, name: str, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ConfigError(f"the deadline of {name} must be 0 or more seconds, not {seconds}")
+        self._name = self._stage = name
+        self._total = self._seconds = seconds
+
+    def __enter__(self) -> Self:
+        """Start the clock of the whole."""
+        self._end = trio.current_time() + self._total
+        self._scope = trio.CancelScope(deadline=self._end)
+        self._scope.__enter__()
+        return self
+
+    def stage(self, name: str, seconds: float, now: float) -> None:
+        """Begin the next stage at `now` (the loop's clock); the last one was in time."""
+        until = now + seconds
+        if until < self._end:
+            self._stage, self._seconds = name, seconds
+            self._scope.deadline = until
+        else:
+            self._stage, self._seconds = self._name, self._total
+            self._scope.deadline = self._end
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise DeadlineExceeded(f"{self._stage} took longer than {self._seconds:g} s") from None
