@@ -100,8 +100,9 @@ class _Pool:
             return
         self.idle.append(connection)
         oldest = connection.idle_since - self.keep_seconds
-        while self.idle[0].idle_since < oldest or (
-            self.max_idle is not None and len(self.idle) > self.max_idle
+        most = self.max_idle
+        while self.idle and (
+            self.idle[0].idle_since < oldest or (most is not None and len(self.idle) > most)
         ):
             self.open -= 1
             self.idle.popleft().close()
