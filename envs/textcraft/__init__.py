@@ -14,7 +14,7 @@ from ...engine.errors import ConfigError
 from ...engine.trajectory import ChatMessage
 from ..base import EnvFamily, EnvSpec
 from .environment import TextCraft
-from .tasks import splits
+from .tasks import plan_lengths, splits
 
 __all__ = ["PROMPT", "TextCraft", "families"]
 
@@ -45,7 +45,15 @@ meet the same text here."""
 def _build(*, id: str, turn_limit: int) -> EnvSpec:
     if not 1 <= turn_limit <= 1000:
         raise ConfigError(f"textcraft-v1: turn_limit must be 1 to 1000, not {turn_limit}")
-    return EnvSpec(id=id, make=TextCraft, splits=splits(), prompt=PROMPT, turn_limit=turn_limit)
+    solved = sum(length <= turn_limit for length in plan_lengths())
+    return EnvSpec(
+        id=id,
+        make=TextCraft,
+        splits=splits(),
+        prompt=PROMPT,
+        turn_limit=turn_limit,
+        expert_success=solved / len(plan_lengths()),
+    )
 
 
 def families() -> list[EnvFamily]:

@@ -30,8 +30,8 @@ import msgspec
 
 from ...engine.errors import ConfigError
 
-_RECIPE: Final = re.compile(r"([0-9]{1,4}) (.+?) using (.+)")
-_INPUT: Final = re.compile(r"([0-9]{1,4}) (.+)")
+_RECIPE: Final = re.compile(r"([0-9]{1,4}) ([^,]+?) using (.+)")
+_INPUT: Final = re.compile(r"([0-9]{1,4}) ([^,]+)")
 _CIRCULAR: Final = frozenset(
     {
         "9 gold nugget using 1 gold ingot",
