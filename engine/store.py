@@ -34,7 +34,8 @@ import msgspec
 from .disk import Disk
 from .errors import NotARun, RunLocked, StoreError, storage_error
 from .trajectory import Trajectory, Wave
-from .wavefile import FORMAT, WaveInfo, check_format, describe, wave_bytes, wave_info
+from .wavefile import FORMAT, check_format, describe, wave_bytes, wave_info
+from .wavefile import WaveInfo as WaveInfo
 from .wavefile import read_wave as read_wave
 from .wavefile import scan_wave as scan_wave
 
