@@ -118,6 +118,34 @@ class WeightsSwapped(Message, frozen=True):
     seconds: float
 
 
+class DescribeInference(Message, frozen=True):
+    """Anyone → inference: how is it going?"""
+
+
+class InferenceStatus(Message, frozen=True):
+    """The answer. Counters are those of the backend that serves now, since it started."""
+
+    policy_version: int
+    path: str
+    waiting: int
+    """Requests accepted and not answered."""
+    swapping: bool
+    incarnation: int
+    """Restarts before the actor that answers."""
+    requests: int
+    completions: int
+    failures: int
+    prompt_tokens: int
+    sampled_tokens: int
+    batches: int
+    batch_capacity: int
+    batch_requests: int
+    batch_fill: float
+    """Mean share of the batch capacity in use, in [0, 1]; 0 where it is unbounded."""
+    extra: dict[str, float]
+    """Figures of this kind of backend, such as `start_seconds` and `step_seconds`."""
+
+
 class UpdatePolicy(Message, frozen=True):
     """Campaign → learner: run one evolution step and write its model directory."""
 
