@@ -5,8 +5,8 @@ reward estimates q ∝ π_m · r, and the update minimises KL(q ‖ π_θ), whic
 reward-weighted log-likelihood of what the agent wrote. With weight = "binary" and a
 threshold, as in the published code, the weights are 0 and 1.
 
-    D_m  = the successes of wave m: reward strictly above the threshold of its
-           environment, without repeated action sequences, at most `per_task_cap` a task
+    D_m  = the successes of wave m: reward strictly above the threshold of their
+           environment, no action sequence twice, at most `per_task_cap` of each task
     data = D_s ∪ D_m (initial) | D_{m-1} ∪ D_m (previous) | D_s ∪ D_1 ∪ … ∪ D_m
            (cumulative) | D_m (none), with D_0 = D_s the expert trajectories
 
@@ -14,8 +14,8 @@ Invariants: D_m holds trajectories of π_m alone (their version span says so); n
 evaluation task enters, an attempt is an error and not a count; weights are never
 negative; equal input gives an equal dataset, with an equal digest.
 
-Deviations, all off by default: choose = "shortest" keeps the shortest success of a task,
-not the first; repeated action sequences count once also where per_task_cap > 1.
+Deviation, off by default: choose = "shortest" keeps the shortest success of a task, not the
+first.
 
 Not here: waves, attempts per task and stopping (`actors.campaign`, `stopping`).
 """
@@ -224,7 +224,8 @@ class AgentEvol(Learner):
         dropped = Counter(passed.dropped)
         dropped["other_policy"] = len(passed.kept) - len(own)
         dropped["out_of_scope"] = len(own) - len(in_scope)
-        unique = distinct(sorted(in_scope, key=lambda t: t.attempt))
+        ordered = sorted(in_scope, key=lambda t: t.attempt)
+        unique = distinct(ordered) if settings.distinct else Filtered(ordered)
         few = capped(unique.kept, settings.per_task_cap, choose=settings.choose, seed=settings.seed)
         for part in (unique, few):
             dropped.update(part.dropped)

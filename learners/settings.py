@@ -118,6 +118,9 @@ class EvolSettings(Settings, frozen=True):
     """Successes kept of each task and wave; 0: all."""
     choose: Choose = "first"
     """Which ones. "first" is the published rule; "shortest" is a deviation from it."""
+    distinct: bool = True
+    """Attempts that repeat the actions of another at the same task count once. Matters only
+    where more than one is kept of a task; False for the exact reward-weighted estimate."""
     max_new_ratio: float | None = None
     """Largest number of new trajectories for each expert one; None: no limit."""
     seed: int = 0

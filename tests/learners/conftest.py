@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rollwave.engine.errors import FaultKind
@@ -51,6 +52,12 @@ def attempt(
 def faulted(task: int, number: int = 0, **fields) -> Trajectory:
     base = {"outcome": Outcome.FAULT, "reward": None, "fault": Fault(FaultKind.BACKEND, "died")}
     return attempt(task, number, **(base | fields))
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """Makers of trajectories: `make.expert(task, actions)`, `make.attempt`, `make.faulted`."""
+    return SimpleNamespace(expert=expert, attempt=attempt, faulted=faulted)
 
 
 @pytest.fixture(scope="session")
