@@ -40,7 +40,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(operations=operations, capacity=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_any_life_of_a_mailbox_follows_its_model(
     operations: list[str], capacity: int, seed: int

@@ -305,7 +305,7 @@ async def test_a_callback_that_raises_fails_its_actor_not_the_asker(
 # -- all of it at once -------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     asks=st.lists(
         st.tuples(
