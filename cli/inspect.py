@@ -51,7 +51,7 @@ def _show_run(run: Run, output: Output) -> None:
     if run.store.settings:
         output.table(("setting", "value"), list(run.store.settings.items()))
     output.table(
-        ("wave", "policy", "trajectories", *Outcome, "success", "reward", "state"),
+        ("wave", "policy", "trajectories", *Outcome, "success rate", "reward", "state"),
         [
             (
                 line.number,

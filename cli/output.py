@@ -64,7 +64,7 @@ class Output:
         title: str = "",
         styles: Mapping[str, str] = {},
     ) -> None:
-        """Print a table for people: numbers to the right, None as a dash.
+        """Print a table for people: numbers to the right, None as a dash, "none" if it is empty.
 
         Args:
             columns: the header.
@@ -82,11 +82,12 @@ class Output:
         body = [list(row) for row in rows]
         if title:  # rich's own titles wrap at the table's width
             self.heading(title)
+        if not body:
+            self.text("  none")
+            return
         table = Table(box=SIMPLE_HEAD)
         for index, column in enumerate(columns):
-            numeric = bool(body) and all(
-                row[index] is None or isinstance(row[index], int | float) for row in body
-            )
+            numeric = all(row[index] is None or isinstance(row[index], int | float) for row in body)
             table.add_column(Text(column), justify="right" if numeric else "left")
         for row in body:
             shown = [format_cell(cell) for cell in row]

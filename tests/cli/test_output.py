@@ -85,6 +85,11 @@ def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in out
 
 
+def test_an_empty_table_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("a", "b"), [], title="differences")
+    assert capsys.readouterr().out == "differences\n  none\n"
+
+
 def test_long_lines_are_not_wrapped_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     Output().text("word " * 100)
     complain("word " * 100)
