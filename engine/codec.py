@@ -37,9 +37,20 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 M = TypeVar("M", bound=Message)
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
-encode: Final = _ENCODER.encode
-"""Encode one message to MessagePack bytes."""
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode(message: Message) -> bytes:
+    """Encode one message to MessagePack bytes.
+
+    Raises:
+        MessageError: a field holds what no message can: text with a lone surrogate
+            (half of a character), an integer beyond 64 bits, a foreign object.
+    """
+    try:
+        return _encode(message)
+    except (UnicodeEncodeError, OverflowError, TypeError) as error:
+        raise MessageError(f"a {type(message).__name__} cannot be encoded: {error}") from None
 
 
 class Decoder(Generic[M]):

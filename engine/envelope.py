@@ -93,6 +93,11 @@ class Reply:
 
     # -- the side of the runtime ----------------------------------------------
 
+    def deliver(self, payload: bytes) -> None:
+        """`answer` with a message that is encoded already, as it came off a socket."""
+        if self._state == PENDING:
+            self._settle(outcome.Value(payload))
+
     def refuse(self, error: ActorError | MessageError) -> None:
         """Settle with an error of the runtime itself, told to the asker as it is."""
         if self._state == PENDING:

@@ -107,10 +107,18 @@ class ActorRef:
             return await self._ask(message, reply)
 
     async def _ask(self, message: Message, answer: type[M]) -> M:
-        reply = Reply()
-        self._mailbox.post_or_line_up(Envelope(encode(message), reply), None)
-        payload = await reply.wait()
+        payload = await self.forward_ask(encode(message)).wait()
         return cast(Decoder[M], decoder(answer)).decode(payload)
+
+    async def forward_tell(self, payload: bytes) -> None:
+        """`tell` a message that is encoded already, as it came off a socket."""
+        await self._mailbox.post_or_wait(Envelope(payload, None))
+
+    def forward_ask(self, payload: bytes) -> Reply:
+        """`ask` with a message that is encoded already; wait on the reply for the bytes."""
+        reply = Reply()
+        self._mailbox.post_or_line_up(Envelope(payload, reply), None)
+        return reply
 
     def stop(self) -> None:
         """Stop the actor for good: it finishes its current message, and what is queued is

@@ -144,12 +144,9 @@ def _canonical(trajectory: Trajectory) -> Trajectory:
     """
     trajectory.check()
     try:
-        payload = encode(trajectory)
-    except UnicodeEncodeError as error:
-        raise MessageError(
-            f"trajectory {trajectory.id!r} holds a lone surrogate: {error}"
-        ) from None
-    record: Trajectory = decoder(Trajectory).decode(payload)
+        record: Trajectory = decoder(Trajectory).decode(encode(trajectory))
+    except MessageError as error:
+        raise MessageError(f"trajectory {trajectory.id!r}: {error}") from None
     return record
 
 

@@ -117,6 +117,22 @@ def test_a_decoder_of_nothing_is_refused() -> None:
         Decoder()
 
 
+@pytest.mark.parametrize(
+    ("message", "culprit"),
+    [
+        (Pong("half a \ud83d character"), "surrogates not allowed"),
+        (Ping("x", 2**64), "ints"),
+        (Ping("x", 1, object()), "unsupported"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_no_message_can_hold_is_an_error_to_its_sender(message: Message, culprit: str) -> None:
+    with pytest.raises(
+        MessageError, match=f"a {type(message).__name__} cannot be encoded"
+    ) as caught:
+        encode(message)
+    assert culprit in str(caught.value)
+
+
 def test_enums_nested_messages_and_none_have_their_plain_values() -> None:
     fault = Fault(FaultKind.BACKEND, "gone", 3)
     assert msgpack.unpackb(encode(fault)) == ["Fault", "backend", "gone", 3]
