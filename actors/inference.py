@@ -23,6 +23,7 @@ order of saving, announcing and confirming a policy (`weights`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
@@ -33,7 +34,7 @@ from ..engine.actor import Actor
 from ..engine.clock import deadline, now
 from ..engine.codec import Message
 from ..engine.envelope import Reply
-from ..engine.errors import AskFailed, BackendDied, BackendError, FaultKind, WeightSwapFailed
+from ..engine.errors import BackendDied, BackendError, WeightSwapFailed
 from .backends.base import Backend, BackendStatistics
 from .protocol import (
     Completion,
@@ -90,7 +91,7 @@ class Inference(Actor):
         self._start_seconds: Final = start_seconds
         self._backend: Backend
         self._waiting: dict[str, Reply] = {}  # by request id
-        self._swapping = False
+        self._swaps: deque[tuple[SwapWeights, Reply]] = deque()  # the first is under way
 
     async def on_start(self) -> None:
         """Start the backend and wait until it serves.
@@ -151,10 +152,17 @@ class Inference(Actor):
     # -- weights --------------------------------------------------------------
 
     def _begin_swap(self, order: SwapWeights) -> None:
-        if self._swapping:
-            raise AskFailed(FaultKind.BACKEND, "another weight swap is under way: one at a time")
-        self._swapping = True
-        self.background(self._swap, order, self.defer())
+        self._swaps.append((order, self.defer()))
+        if len(self._swaps) == 1:
+            self.background(self._swap_all)
+
+    async def _swap_all(self) -> None:
+        """One after the other, in the order of the asks."""
+        while self._swaps:
+            order, reply = self._swaps[0]
+            if reply.pending:
+                await self._swap(order, reply)
+            self._swaps.popleft()
 
     async def _swap(self, order: SwapWeights, reply: Reply) -> None:
         """Swap, confirm; or fail, and with it the actor."""
@@ -170,7 +178,6 @@ class Inference(Actor):
             # No checkpoint between the swap and this line: what is served and what a
             # restart would serve change in one step.
             self._holder.version, self._holder.path = order.version, order.path
-            self._swapping = False
             reply.answer(WeightsSwapped(order.version, now() - began))
             return
         raise WeightSwapFailed(
@@ -183,7 +190,7 @@ class Inference(Actor):
             policy_version=self._holder.version,
             path=self._holder.path,
             waiting=len(self._waiting),
-            swapping=self._swapping,
+            swapping=bool(self._swaps),
             incarnation=self.context.incarnation,
             batch_fill=self._backend.statistics.batch_fill,
             **asdict(self._backend.statistics),
