@@ -76,7 +76,7 @@ def _show(report: ReplayReport, limit: int, output: Output) -> None:
     )
     hidden = len(report.differences) - len(shown)
     if hidden:
-        output.note(f"{hidden} more differences; show them with --limit, or all with --json")
+        output.note(f"{hidden} more; show them with --limit, or all with --json")
 
 
 def _row(name: str, compared: int, equal: int) -> tuple[str, int, int, str]:

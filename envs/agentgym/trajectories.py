@@ -35,6 +35,8 @@ MAX_BYTES: Final = 1 << 30
 
 _ROLES: Final = {"human": "user", "gpt": "assistant", "system": "system"}
 _CHUNK: Final = 1 << 20
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON may raise: wrong form, bytes that are no text, nesting without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def _items(path: Path, data: bytes) -> Iterator[msgspec.Raw]:
         for line in data.splitlines():
             if line.strip():
                 yield msgspec.json.decode(line, type=msgspec.Raw)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise BadDataFile(
             f"{path} is not JSON: {error}; expected a list of trajectories, or one a line"
         ) from None
@@ -133,7 +135,7 @@ def _episode(path: Path, number: int, raw: msgspec.Raw) -> Published | None:
     where = f"{path}, item {number}"
     try:
         item = msgspec.json.decode(raw, type=_Item)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise BadDataFile(f"{where} is not a trajectory in AgentTraj's form: {error}") from None
     where = f"{where} ({item.item_id[:60]})"
     _, underscore, digits = item.item_id.rpartition("_")

@@ -302,6 +302,10 @@ PLANKS = ("get 2 oak logs", "craft 4 oak planks using 1 oak logs")
             ["get 1 bamboo", "craft 1 stick using 1 bamboo, 1 bamboo"],
             f"{NO_RECIPE}(tag=None, item_id='minecraft:stick'), count=1)",
         ),
+        (
+            ["get 3 bamboo", "craft 1 stick using 3 bamboo"],
+            f"{NO_RECIPE}(tag=None, item_id='minecraft:stick'), count=1)",
+        ),
         (["get 9999999999 string"], "Could not execute get 9999999999 string"),
     ],
 )
