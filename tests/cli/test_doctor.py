@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -105,7 +106,7 @@ def test_a_build_that_does_not_import(name: str) -> None:
         ({"open_files": 1024}, "open files"),
     ],
 )
-def test_tight_limits_are_low_and_have_a_remedy(change: dict[str, float], name: str) -> None:
+def test_tight_limits_are_low_and_have_a_remedy(change: dict[str, Any], name: str) -> None:
     check = found(examine(replace(LAPTOP, **change), CPU_BUILD, {}), name)
     assert check.status is Status.LOW
     assert check.remedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -87,11 +88,12 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     return call
 
 
-def answer(result: tuple[int, str, str]) -> dict:
+def answer(result: tuple[int, str, str]) -> dict[str, Any]:
     code, out, err = result
     assert code == 0, err
     assert out.count("\n") == 1
-    return json.loads(out)
+    got: dict[str, Any] = json.loads(out)
+    return got
 
 
 def test_the_overview(run: Path, show: Show) -> None:

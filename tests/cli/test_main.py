@@ -15,6 +15,7 @@ from rollwave.cli.interrupt import Interrupted, keeping, leaves
 from rollwave.engine.errors import ConfigError, JournalCorrupt
 
 Run = Callable[..., tuple[int, str, str]]
+Put = Callable[[Callable[[], None]], None]
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Put:
     """Put a function behind the word `doctor`."""
 
     def put(function: Callable[[], None]) -> None:
@@ -88,7 +89,7 @@ def test_a_misspelt_command_gets_a_hint(run: Run) -> None:
         ExceptionGroup("nursery", [ExceptionGroup("inner", [JournalCorrupt("offset 12")])]),
     ],
 )
-def test_our_errors_end_as_one_line(run: Run, command: Callable, error: Exception) -> None:
+def test_our_errors_end_as_one_line(run: Run, command: Put, error: Exception) -> None:
     command(raising(error))
     code, out, err = run("doctor")
     assert code == cli.USAGE
@@ -98,20 +99,20 @@ def test_our_errors_end_as_one_line(run: Run, command: Callable, error: Exceptio
     assert " ".join(str(next(leaves(error))).split()) in err
 
 
-def test_defects_keep_their_traceback(run: Run, command: Callable) -> None:
+def test_defects_keep_their_traceback(run: Run, command: Put) -> None:
     command(raising(ZeroDivisionError("a defect")))
     with pytest.raises(ZeroDivisionError):
         run("doctor")
 
 
-def test_a_defect_beside_an_error_of_ours_is_not_hidden(run: Run, command: Callable) -> None:
+def test_a_defect_beside_an_error_of_ours_is_not_hidden(run: Run, command: Put) -> None:
     command(raising(ExceptionGroup("nursery", [ConfigError("x"), ZeroDivisionError("a defect")])))
     with pytest.raises(ExceptionGroup) as caught:
         run("doctor")
     assert [type(e) for e in leaves(caught.value)] == [ZeroDivisionError]
 
 
-def test_ctrl_c_says_what_was_kept(run: Run, command: Callable) -> None:
+def test_ctrl_c_says_what_was_kept(run: Run, command: Put) -> None:
     done = 3
 
     def function() -> None:
@@ -128,7 +129,7 @@ def test_ctrl_c_says_what_was_kept(run: Run, command: Callable) -> None:
     assert err == "rollwave: interrupted: 4 of 9 trajectories are in runs/a\n"
 
 
-def test_a_bare_ctrl_c_has_its_exit_code_too(run: Run, command: Callable) -> None:
+def test_a_bare_ctrl_c_has_its_exit_code_too(run: Run, command: Put) -> None:
     command(raising(BaseExceptionGroup("nursery", [KeyboardInterrupt()])))
     code, _, err = run("doctor")
     assert code == cli.INTERRUPTED
@@ -165,7 +166,7 @@ def test_an_interrupt_outweighs_what_it_caught_in_mid_air() -> None:
     assert caught.value.__cause__ is group
 
 
-def test_exit_codes_of_commands_pass_through(run: Run, command: Callable) -> None:
+def test_exit_codes_of_commands_pass_through(run: Run, command: Put) -> None:
     command(raising(typer.Exit(1)))
     assert run("doctor")[0] == 1
 
@@ -191,7 +192,7 @@ def test_every_command_loads_and_has_help(run: Run, name: str) -> None:
 
 def test_completion_knows_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_ROLLWAVE_COMPLETE", "complete_bash")
-    group = typer.main.get_command(cli.build(cli._wanted([])))
+    group = typer.main.get_group(cli.build(cli._wanted([])))
     assert set(cli.COMMANDS) == set(group.commands)
     single = [command for command in group.commands.values() if not hasattr(command, "commands")]
     assert len(single) > 4

@@ -23,7 +23,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(), VALUES))
-def test_json_is_one_strict_line(values: dict) -> None:
+def test_json_is_one_strict_line(values: dict[str, object]) -> None:
     line = to_json(values)
     assert "\n" not in line
 

@@ -32,7 +32,7 @@ def options(command: object) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_option_is_documented(name: str) -> None:
-    command = typer.main.get_command(build(name)).commands[name]  # type: ignore[attr-defined]
+    command = typer.main.get_group(build(name)).commands[name]
     missing = {
         option
         for option in options(command)
