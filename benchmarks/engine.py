@@ -23,7 +23,9 @@ from pathlib import Path
 
 import trio
 
+from ..actors.backends.base import Backend
 from ..actors.backends.latency import ConstantLatency
+from ..actors.backends.openai import OpenAIBackend
 from ..actors.backends.scripted import ScriptedBackend
 from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.policy_source import PolicySource
@@ -88,6 +90,7 @@ def bench_engine(
     per_request_ms: float = 0.0,
     batch: int = 0,
     journalled: bool = True,
+    server: str = "",
     seed: int = 0,
 ) -> EngineFigures:
     """Play `sessions` episodes of `turns` turns, all at once, and measure.
@@ -99,6 +102,8 @@ def bench_engine(
         per_request_ms: what each request adds to its batch.
         batch: most requests in a batch; 0 = each request on its own.
         journalled: keep the records on disk, as a real run does.
+        server: address of an OpenAI-compatible server to ask over HTTP, such as
+            `stub_server`, in place of the scripted backend; the latency is then its own.
         seed: root of all seeds.
     """
     spec = EnvSpec(
@@ -111,7 +116,9 @@ def bench_engine(
     )
     latency = ConstantLatency(latency_ms / 1e3, per_request_ms / 1e3)
 
-    def make(_version: int, _path: str) -> ScriptedBackend:
+    def make(_version: int, _path: str) -> Backend:
+        if server:
+            return OpenAIBackend(server)
         return ScriptedBackend(latency, batch, answer=lambda _: "go", takes_tokens=False)
 
     source = PolicySource(kind="model", name="scripted", make_backend=make)

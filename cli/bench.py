@@ -35,6 +35,9 @@ def engine(
     batch: Annotated[
         int, typer.Option(min=0, help="Most requests in a batch; 0 = each on its own.")
     ] = 0,
+    server: Annotated[
+        str, typer.Option(help="Ask this OpenAI-compatible server over HTTP instead.")
+    ] = "",
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
@@ -51,6 +54,7 @@ def engine(
         latency_ms=latency_ms,
         per_request_ms=per_request_ms,
         batch=batch,
+        server=server,
         seed=seed,
     )
     output = Output(json=json)
