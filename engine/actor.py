@@ -78,7 +78,7 @@ class ActorContext:
 class Actor:
     """Base of every actor. The constructor must not block; it takes whatever you like."""
 
-    receives: ClassVar[tuple[type[Message], ...]]
+    receives: ClassVar[tuple[type[Message], ...]] = ()
     """The closed set of messages it accepts. Anything else is a `MessageError` to the
     sender, and does the actor no harm."""
     mailbox_capacity: ClassVar[int] = 1024

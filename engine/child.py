@@ -329,13 +329,15 @@ class Child:
     async def started(self) -> None:
         """Wait until the incarnation's `on_start` has returned, or will not."""
         if self.scope is not None and not self.serving:
-            self._started = self._started or trio.Event()
+            if self._started is None:
+                self._started = trio.Event()
             await self._started.wait()
 
     async def done(self) -> None:
         """Wait until the incarnation, held or stopped, has ended."""
         if self.scope is not None:
-            self._done = self._done or trio.Event()
+            if self._done is None:
+                self._done = trio.Event()
             await self._done.wait()
 
     def statistics(self) -> ActorStatistics:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .actor import Actor, ActorContext
-from .codec import decoder
+from .codec import Message, decoder
 from .envelope import Reply
 from .errors import AskFailed, MessageError
 
@@ -105,7 +105,7 @@ def _has_on_stop(actor: Actor) -> bool:
 
 async def _receive_all(child: Child, actor: Actor) -> None:
     mailbox = child.mailbox
-    decode = decoder(*actor.receives).decode
+    decode = decoder(*actor.receives).decode if actor.receives else _receives_nothing
     clock = trio.lowlevel.current_clock().current_time
     left = MESSAGES_PER_SLICE
     while True:
@@ -143,6 +143,10 @@ async def _receive_all(child: Child, actor: Actor) -> None:
         child.current = None
         child.handled += 1
         child.busy_seconds += clock() - since
+
+
+def _receives_nothing(_: bytes) -> Message:
+    raise MessageError("it works by itself and takes no messages (`receives` is empty)")
 
 
 def _refuse(child: Child, error: MessageError, reply: Reply | None) -> None:

@@ -108,9 +108,9 @@ class ActorSystem:
         try:
             swallowed = await self._manager.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
-            if len(group.exceptions) == 1 and group.exceptions[0] is error:
-                return False  # as it was raised
             only = sole(group)
+            if error is not None and only is sole(error):
+                return False  # the block's own error, as the block raised it
             raise only from only.__cause__
         if late is not None and error is None:
             raise late

@@ -18,7 +18,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any, ClassVar, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 import trio
@@ -188,8 +188,6 @@ class ProbeActor(Actor):
     It logs ("start"|"stop"|"failure", name) and ("message", name, class name). A
     message without a scripted answer is answered with itself where it was asked.
     """
-
-    receives: ClassVar[tuple[type[Message], ...]] = (Message,)
 
     def __init__(
         self,
