@@ -1,31 +1,31 @@
-"""How long `import rollwave` and `rollwave --help` take, and what they load.
+"""How long `import rollwave` and `rollwave --help` take, and how much they load.
 
-    python -m rollwave.benchmarks.import_time [--runs 15] [--json FILE]
+    python -m rollwave.benchmarks.import_time
 
 Each import runs in a fresh interpreter; the time of an interpreter that imports
-nothing is measured beside it and subtracted. The bar is 0.3 s for the median.
+nothing is measured beside it and subtracted. `import rollwave` has a bar: 0.3 s.
 
 Not here: the proof that nothing heavy is loaded (`tests/test_import.py`).
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import typer
-
-from ..cli.machine import describe, this_machine
-from ..cli.output import Output, to_json
+from ..cli.output import Output
+from .report import Spread, write
 
 BAR_SECONDS: Final = 0.3
 
 CASES: Final = {
     "import rollwave": "import rollwave",
+    "the engine (rollwave.open_engine)": "from rollwave.actors.embedding import open_engine",
     "rollwave --help": "from rollwave.cli.main import main; main(['--help'])",
 }
 
@@ -39,62 +39,44 @@ def seconds(code: str) -> float:
 
 def modules(code: str) -> int:
     """Count the modules that code loads beyond those of a bare interpreter."""
-    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(len(set(sys.modules) - before))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    script = (
+        f"import sys\nbare = set(sys.modules)\n{code}\nprint('\\n', len(set(sys.modules) - bare))"
     )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def measure(runs: int) -> dict[str, dict[str, float]]:
-    """Measure each case, interleaved with the bare interpreter so that noise hits both."""
-    bare: list[float] = []
-    raw: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(runs):
-        bare.append(seconds("pass"))
+def measure(repeats: int) -> dict[str, Spread]:
+    """Measure each case, beside a bare interpreter, so that a busy moment hits both."""
+    values: dict[str, list[float]] = {name: [] for name in CASES}
+    for _ in range(repeats):
         for name, code in CASES.items():
-            raw[name].append(seconds(code))
-    floor = statistics.median(bare)
-    return {
-        name: {
-            "median_seconds": statistics.median(times) - floor,
-            "worst_seconds": max(times) - floor,
-            "modules": float(modules(CASES[name])),
-        }
-        for name, times in raw.items()
-    }
+            bare = min(seconds("pass"), seconds("pass"))
+            values[name].append(max(0.0, seconds(code) - bare))
+    return {name: Spread.of(times) for name, times in values.items()}
 
 
-def main(
-    runs: Annotated[int, typer.Option(min=1, help="Fresh interpreters for each case.")] = 15,
-    json: Annotated[Path, typer.Option(help="Where the figures go.")] = Path(
-        "runs/bench/import_time.json"
-    ),
-) -> None:
-    """Print the table, write the figures, and fail if `import rollwave` misses the bar."""
+def main() -> int:
+    """Print the table, write one JSON file; 1 if `import rollwave` misses its bar."""
+    parser = argparse.ArgumentParser(description="Import times.")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/import_time.json"))
+    options = parser.parse_args()
+    spreads = measure(options.repeats)
+    loaded = {name: modules(code) for name, code in CASES.items()}
+    met = spreads["import rollwave"].median < BAR_SECONDS
     output = Output()
-    machine = this_machine()
-    found = measure(runs)
     output.table(
-        ("what", "median s", "worst s", "modules", "bar s"),
-        [
-            (
-                name,
-                round(figures["median_seconds"], 4),
-                round(figures["worst_seconds"], 4),
-                int(figures["modules"]),
-                BAR_SECONDS,
-            )
-            for name, figures in found.items()
-        ],
-        title=f"import time on {describe(machine)}",
+        ["seconds, median (least to most)", "", "modules"],
+        [[name, str(spread), loaded[name]] for name, spread in spreads.items()],
     )
-    json.parent.mkdir(parents=True, exist_ok=True)
-    json.write_text(to_json({"machine": machine, "runs": runs, "cases": found}) + "\n")
-    output.text(f"written to {json}")
-    if found["import rollwave"]["median_seconds"] > BAR_SECONDS:
-        raise typer.Exit(1)
+    output.text(f"bar: import rollwave under {BAR_SECONDS:g} s: {'met' if met else 'MISSED'}")
+    figures = {name: asdict(spread) | {"modules": loaded[name]} for name, spread in spreads.items()}
+    write(options.out, {"seconds": figures, "bar_seconds": BAR_SECONDS, "met": met})
+    output.text(f"written to {options.out}")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())
