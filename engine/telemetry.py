@@ -1,4 +1,4 @@
-"""Counters, gauges, histograms, and a log of events.
+"""Counters, gauges, histograms, and a sink of events.
 
 A `Telemetry` owns its instruments; there is no global one. Take an instrument
 once, by name and labels, and keep it: an increment is then an attribute
@@ -8,7 +8,7 @@ addition, well under a microsecond.
     turns.add()
     telemetry.snapshot()["counters"]["turns{env=maze-v1}"]
 
-`EventLog` writes one JSON object a line, off the loop; it may lose events on a
+`EventSink` writes one JSON object a line, off the loop; it may lose events on a
 bad disk, which it counts, and never holds up those who emit.
 
 Invariant: a snapshot is plain data (`dict`, `str`, numbers) and changes nothing.
@@ -182,7 +182,7 @@ class Telemetry:
         return found
 
 
-class EventLog:
+class EventSink:
     """Events as JSON lines: `{"t": seconds, "event": kind, ...}`.
 
     Somebody runs `run` in a nursery; `emit` works from anywhere on the loop,

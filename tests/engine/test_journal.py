@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +23,7 @@ from rollwave.engine.disk import Disk
 from rollwave.engine.errors import JournalCorrupt, MessageTooLarge, StorageFailed, StoreError
 from rollwave.engine.journal import Journal, read_journal
 from rollwave.engine.strategies import trajectories
-from rollwave.engine.trajectory import Trajectory
+from rollwave.engine.trajectory import ChatMessage, Trajectory
 
 
 class Note(Message, frozen=True):
@@ -379,6 +381,40 @@ def test_on_the_virtual_clock_no_time_passes(path: Path) -> None:
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert len(read(path)) == 50
+
+
+KILLED = """
+import sys, trio
+from rollwave.engine.journal import Journal
+from rollwave.engine.trajectory import ChatMessage
+
+async def main():
+    async with await Journal.open(sys.argv[1]) as journal:
+        async def note(index):
+            journal.append(ChatMessage("user", f"{index} " + "x" * 5000))
+            await journal.sync()
+            print(index, flush=True)
+        for batch in range(10_000):
+            async with trio.open_nursery() as nursery:
+                for index in range(10):
+                    nursery.start_soon(note, 10 * batch + index)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 37, 211])
+def test_what_was_acknowledged_survives_kill_9(path: Path, lines: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        acknowledged = [int(process.stdout.readline()) for _ in range(lines)]
+        process.kill()
+        acknowledged += [int(line) for line in process.stdout if line.endswith("\n")]
+    found = [int(record.text.split()[0]) for record in read_journal(path, ChatMessage)]
+    assert set(acknowledged) <= set(found)
+    assert len(set(found)) == len(found)
 
 
 # ---- damage --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Figures are right and plain; the event log stops nobody, whatever its disk does."""
+"""Figures are right and plain; the event sink stops nobody, whatever its disk does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollwave.engine.disk import Disk
 from rollwave.engine.errors import StorageFailed
-from rollwave.engine.telemetry import EventLog, Histogram, Telemetry, lower
+from rollwave.engine.telemetry import EventSink, Histogram, Telemetry, lower
 
 positive = st.floats(1e-9, 1e9)
 
@@ -118,7 +118,7 @@ def test_a_nan_is_not_counted_and_no_quantile_of_nothing_exists() -> None:
     assert math.isnan(histogram.quantile(0.5))
 
 
-# ---- the event log -------------------------------------------------------------------
+# ---- the event sink -------------------------------------------------------------------
 
 
 def events(path: Path) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ async def test_events_become_lines_in_order_the_last_ones_too(
     path = tmp_path / "events.jsonl"
     disk = BadDisk()
     for session in range(2):  # the second appends
-        log = EventLog(path, threaded=threaded, interval=0, disk=disk)
+        log = EventSink(path, threaded=threaded, interval=0, disk=disk)
         log.emit("before", session=session)
         async with trio.open_nursery() as nursery:
             await nursery.start(log.run)
@@ -174,7 +174,7 @@ def test_events_carry_the_virtual_clock_and_cost_it_nothing(tmp_path: Path) -> N
     path = tmp_path / "events.jsonl"
 
     async def main() -> None:
-        log = EventLog(path, threaded=False)
+        log = EventSink(path, threaded=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             for _ in range(3):
@@ -190,7 +190,7 @@ def test_events_carry_the_virtual_clock_and_cost_it_nothing(tmp_path: Path) -> N
 async def test_a_full_disk_loses_events_counts_them_and_stops_nobody(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     disk = BadDisk()
-    log = EventLog(path, disk=disk, threaded=False, interval=0)
+    log = EventSink(path, disk=disk, threaded=False, interval=0)
     async with trio.open_nursery() as nursery:
         await nursery.start(log.run)
         for index, fail in enumerate([False, True, True, False]):
@@ -205,18 +205,18 @@ async def test_a_full_disk_loses_events_counts_them_and_stops_nobody(tmp_path: P
 
 
 async def test_a_full_buffer_drops_and_counts(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "events.jsonl", limit=3)
+    log = EventSink(tmp_path / "events.jsonl", limit=3)
     for index in range(10):
         log.emit("event", index=index)
     assert log.dropped == 7
     with pytest.raises(TypeError):
-        EventLog(tmp_path / "x").emit("event", value=object())
+        EventSink(tmp_path / "x").emit("event", value=object())
 
 
 async def test_a_file_that_cannot_be_opened_is_told_to_the_one_who_starts_it(
     tmp_path: Path,
 ) -> None:
-    log = EventLog(tmp_path / "absent" / "events.jsonl")
+    log = EventSink(tmp_path / "absent" / "events.jsonl")
     with pytest.raises(StorageFailed, match=r"events\.jsonl.*check the path"):
         await log.run()
 
@@ -227,7 +227,7 @@ async def test_a_hung_disk_does_not_hold_up_the_end(
     monkeypatch.setattr("rollwave.engine.telemetry._WRITE_SECONDS", 0.01)
     disk = BadDisk()
     disk.hold = threading.Event()
-    log = EventLog(tmp_path / "events.jsonl", disk=disk, interval=0)
+    log = EventSink(tmp_path / "events.jsonl", disk=disk, interval=0)
     async with trio.open_nursery() as nursery:
         await nursery.start(log.run)
         log.emit("lost")
