@@ -91,9 +91,10 @@ def _read_config(path: str | Path) -> dict[str, Any]:
 class Policy:
     """A causal language model with the parameters that are to be trained."""
 
-    def __init__(self, model: Any, source: Path) -> None:
+    def __init__(self, model: Any, source: Path, *, autocast: bool = False) -> None:
         self.model = model
         self.source = source
+        self._autocast = autocast
         self.device = next(model.parameters()).device
         target = inspect.signature(_unwrapped(model).forward)
         self._keeps_columns = "logits_to_keep" in target.parameters
@@ -111,7 +112,9 @@ class Policy:
         """Load a model directory, fully trainable or with fresh LoRA adapters.
 
         Args:
-            dtype: of the weights: "float32" or "bfloat16".
+            dtype: "float32" or "bfloat16". Weights that are trained stay float32 in either
+                case, since bfloat16 would swallow small updates; bfloat16 computes in it,
+                and under LoRA also holds the frozen weights in it.
             device: "auto" takes the GPU if there is one.
             seed: of the adapters' initial values.
 
@@ -126,17 +129,17 @@ class Policy:
         _read_config(path)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        half = dtype == "bfloat16"
+        stored = torch.bfloat16 if half and lora is not None else torch.float32
         try:
             with quiet():
-                model: Any = factory.from_pretrained(
-                    path, dtype=getattr(torch, dtype), local_files_only=True
-                )
+                model: Any = factory.from_pretrained(path, dtype=stored, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} holds no model that can be loaded: {error}") from error
         model.eval()
         if lora is not None:
             model = _with_adapters(model, lora, seed)
-        return cls(model.to(device), Path(path))
+        return cls(model.to(device), Path(path), autocast=half)
 
     def trainable(self) -> dict[str, Tensor]:
         """Trainable parameters by name, in a fixed order."""
@@ -153,7 +156,8 @@ class Policy:
             arguments["attention_mask"] = batch.attention.long()
         if self._keeps_columns:
             arguments["logits_to_keep"] = columns
-        logits = self.model(**arguments).logits  # [B, K, V]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            logits = self.model(**arguments).logits  # [B, K, V]
         if not self._keeps_columns:
             logits = logits[:, columns]
         positions = columns + 1

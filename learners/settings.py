@@ -72,7 +72,9 @@ class CloningSettings(Settings, frozen=True):
     context: int = 0
     """Longer trajectories are dropped; 0: what the model takes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in. Trained weights stay float32; bfloat16 is not bit-reproducible."""
     device: str = "auto"
+    """One of "cpu", "cuda" and "auto" (the GPU if there is one)."""
     lora: LoraSettings | None = None
     texts: bool = False
     """Learn also from a model's trajectories that came without token ids (API servers)."""

@@ -120,10 +120,14 @@ def test_lora_starts_alike_from_the_same_seed(tiny):
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_half_precision_weights_give_float32_logprobs(samples, tiny):
-    half = Policy.load(tiny, dtype="bfloat16", device="cpu")
-    assert next(half.model.parameters()).dtype == torch.bfloat16
-    assert logprobs(half, samples)[0].dtype == torch.float32
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)], ids=["full", "lora"])
+def test_bfloat16_computes_in_half_but_trains_and_reports_in_float32(policy, samples, tiny, lora):
+    half = Policy.load(tiny, dtype="bfloat16", device="cpu", lora=lora)
+    assert {p.dtype for p in half.trainable().values()} == {torch.float32}
+    values, exact = logprobs(half, samples), logprobs(policy, samples)
+    assert values[0].dtype == torch.float32
+    assert not close(values, exact)
+    assert all(torch.allclose(a, b, atol=0.05) for a, b in zip(values, exact, strict=True))
 
 
 def test_what_is_not_a_model_is_refused(tmp_path, tiny):

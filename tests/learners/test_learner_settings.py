@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -47,3 +50,11 @@ def test_unknown_keys_are_refused_by_name():
 def test_settings_survive_the_way_through_plain_values(lr, schedule, lora):
     settings = EvolSettings(training=CloningSettings(lr=lr, schedule=schedule, lora=lora))
     assert msgspec.convert(msgspec.to_builtins(settings), EvolSettings) == settings
+
+
+def test_settings_filters_and_chat_load_no_torch():
+    """The command line and the config reader use them where torch is not installed."""
+    names = ["settings", "filters", "chat", "stopping", "agent_evol", "behaviour_cloning"]
+    code = "import sys\n" + "\n".join(f"import rollwave.learners.{name}" for name in names)
+    code += "\nsys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
