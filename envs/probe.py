@@ -128,19 +128,26 @@ class Probe:
                 break
         return self
 
-    def repeat(self, other: Probe, *, start: int = 0) -> None:
-        """Say the actions of another probe from `start` on, and expect the same answers."""
-        for action in other.actions[start:]:
-            self.step(action)
-        self.expect(other.answers)
+    def repeat(self, other: Probe) -> None:
+        """Play the episode of another probe, and expect the same answers."""
+        assert other.task is not None
+        self.reset(other.task, other.seed)
+        self.agree(other.answers[0])
+        self.resume(other.actions, other.answers)
 
-    def expect(self, answers: Sequence[Answer]) -> None:
-        """Raise `LawBroken` if the answers so far differ from these."""
-        for step, (mine, other) in enumerate(zip(self.answers, answers, strict=True)):
-            if mine != other:
-                was, now = _difference(other, mine)
-                after = f"action {step} ({self.actions[step - 1][:60]!r})" if step else "reset"
-                raise self.broken(f"the answer to {after} was {was}, and is {now} the second time")
+    def resume(self, actions: Sequence[str], answers: Sequence[Answer]) -> None:
+        """Say the rest of these actions, and expect these answers to them."""
+        for action in actions[len(self.actions) :]:
+            self.step(action)
+            self.agree(answers[len(self.actions)])
+
+    def agree(self, known: Answer) -> None:
+        """Raise `LawBroken` if the latest answer is not this one."""
+        if self.answers[-1] != known:
+            was, now = _difference(known, self.answers[-1])
+            step = len(self.actions)
+            after = f"action {step} ({_short(self.actions[-1])})" if step else "reset"
+            raise self.broken(f"the answer to {after} was {was}, and is {now} the second time")
 
     def refuses(self, name: str, call: Callable[..., object], *args: object) -> None:
         """Expect an EnvironmentFault."""

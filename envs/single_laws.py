@@ -22,32 +22,26 @@ from .probe import Move, Probe, Script, refuses_index
 
 def deterministic(spec: EnvSpec, script: Script) -> None:
     """The same task, seed and actions give the same answers."""
-    first = Probe(spec).play(script)
-    second = Probe(spec)
-    second.reset(script.task, script.seed)
-    second.repeat(first)
+    Probe(spec).repeat(Probe(spec).play(script))
 
 
 def reset_resets(spec: EnvSpec, before: Script, script: Script) -> None:
     """An episode goes as in a new session, whatever the session played before."""
     fresh = Probe(spec).play(script)
-    used = Probe(spec).play(before)
-    used.reset(script.task, script.seed)
-    used.repeat(fresh)
+    Probe(spec).play(before).repeat(fresh)
 
 
 def isolated(spec: EnvSpec, one: Script, two: Script) -> None:
     """Two sessions played in turn answer as each does alone."""
     alone = Probe(spec).play(one), Probe(spec).play(two)
     together = Probe(spec), Probe(spec)
-    together[0].reset(one.task, one.seed)
-    together[1].reset(two.task, two.seed)
-    for step in range(max(len(probe.actions) for probe in alone)):
+    for probe, script in zip(together, (one, two), strict=True):
+        probe.reset(script.task, script.seed)
+    for step in range(max(len(model.answers) for model in alone)):
         for probe, model in zip(together, alone, strict=True):
-            if step < len(model.actions):
-                probe.step(model.actions[step])
-    for probe, model in zip(together, alone, strict=True):
-        probe.expect(model.answers)
+            if step < len(model.answers):
+                probe.resume(model.actions[:step], model.answers)
+                probe.agree(model.answers[step])
 
 
 def answers_any_text(spec: EnvSpec, script: Script) -> None:
@@ -60,11 +54,11 @@ def asking_changes_nothing(spec: EnvSpec, script: Script) -> None:
     quiet = Probe(spec).play(script)
     asked = Probe(spec)
     asked.reset(script.task, script.seed)
-    for action in quiet.actions:
+    for answer, action in zip(quiet.answers, [*quiet.actions, ""], strict=True):
+        asked.agree(answer)
         _ask(asked)
-        asked.step(action)
-    _ask(asked)
-    asked.expect(quiet.answers)
+        if len(asked.actions) < len(quiet.actions):
+            asked.step(action)
 
 
 def _ask(probe: Probe) -> None:
@@ -131,13 +125,11 @@ def snapshot_equals_replay(spec: EnvSpec, script: Script) -> None:
     for move in script.moves[1::2]:
         if past.try_move(move) is None:
             break
+    actions, answers = list(past.actions), list(past.answers)
     restored = Probe(spec)
     for target in (restored, past):
-        model = list(past.answers), list(past.actions)
         target.restore(state, past, taken)
-        for action in model[1][taken:]:
-            target.step(action)
-        target.expect(model[0])
+        target.resume(actions, answers)
     restored.refuses("restore of garbage", restored.env.restore, b"\x93not a snapshot")
 
 
