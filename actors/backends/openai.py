@@ -32,6 +32,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Sequence
 from email.utils import mktime_tz, parsedate_tz
 from typing import Final
 
@@ -64,6 +65,7 @@ class OpenAIBackend(Backend):
         base_url: `http://host:port` or with a path; `/v1` is added where there is none.
         model: name the server knows; "" takes the only one it lists.
         tokens: token ids in and out (vLLM) in place of chat messages and text.
+        stop_ids: token ids that end a completion, besides the model's own; with `tokens`.
         api_key: sent as a bearer token; None = the variable OPENAI_API_KEY, if set.
         policy_version: the version that this server's weights are.
         timeout: seconds of silence after which a request fails.
@@ -81,6 +83,7 @@ class OpenAIBackend(Backend):
         *,
         model: str = "",
         tokens: bool = False,
+        stop_ids: Sequence[int] = (),
         api_key: str | None = None,
         policy_version: int = 0,
         timeout: float = 600.0,
@@ -97,19 +100,20 @@ class OpenAIBackend(Backend):
         self.model = model
         self._url: Final = _base(base_url)
         self._target: Final = _join(self._url, "completions" if tokens else "chat/completions")
+        self._stop_ids = list(stop_ids)
         self._attempts = attempts
         self._patience = patience
         limit = max_connections or _connection_limit()
         self._transport = transport or transport_for(self._url, max_connections=limit)
         key = os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key
         self._headers: Final = [
-            ("host", self._url.netloc.decode("ascii")),
-            ("content-type", "application/json"),
-            ("accept", "application/json"),
-            ("accept-encoding", "identity"),
+            (b"host", self._url.netloc),
+            (b"content-type", b"application/json"),
+            (b"accept", b"application/json"),
+            (b"accept-encoding", b"identity"),
         ]
         if key:
-            self._headers.append(("authorization", f"Bearer {key}"))
+            self._headers.append((b"authorization", b"Bearer " + _ascii(key)))
         self._extensions: Final = {
             "timeout": {"connect": connect_timeout, "read": timeout, "write": timeout},
             "repeatable": True,  # asking a model twice changes nothing
@@ -169,7 +173,10 @@ class OpenAIBackend(Backend):
             done(result)
 
     async def _complete(self, request: Generate) -> Completion:
-        body = (token_body if self.takes_tokens else chat_body)(request, self.model)
+        if self.takes_tokens:
+            body = token_body(request, self.model, self._stop_ids)
+        else:
+            body = chat_body(request, self.model)
         payload = await self._exchange("POST", self._target, body, request.seed)
         read = token_completion if self.takes_tokens else chat_completion
         completion, prompt_tokens, sampled_tokens = read(request, payload, self.policy_version)
@@ -218,8 +225,13 @@ class OpenAIBackend(Backend):
     async def _send(
         self, method: str, url: httpx.URL, body: bytes
     ) -> tuple[int, httpx.Headers, bytes]:
+        # As bytes and with a ready stream: httpx then has nothing to encode or to work out.
         request = httpx.Request(
-            method, url, headers=self._headers, content=body, extensions=self._extensions
+            method,
+            url,
+            headers=[*self._headers, (b"content-length", b"%d" % len(body))],
+            stream=httpx.ByteStream(body),
+            extensions=self._extensions,
         )
         response = await self._transport.handle_async_request(request)
         self._unreachable_since = None
@@ -255,6 +267,13 @@ class OpenAIBackend(Backend):
             )
         again = f" after {tries} tries" if tries > 1 else ""
         return BackendError(f"the server answered {status}{again}: {text}")
+
+
+def _ascii(key: str) -> bytes:
+    try:
+        return key.strip().encode("ascii")
+    except UnicodeEncodeError:
+        raise ConfigError("the API key (OPENAI_API_KEY) holds a character beyond ASCII") from None
 
 
 def _base(text: str) -> httpx.URL:

@@ -12,6 +12,7 @@ Not here: connections and retries (`openai`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -103,14 +104,14 @@ def chat_body(request: Generate, model: str) -> bytes:
     return _ENCODER.encode(body)
 
 
-def token_body(request: Generate, model: str) -> bytes:
+def token_body(request: Generate, model: str, stop_ids: Sequence[int] = ()) -> bytes:
     """The body of a `/v1/completions` request with token ids, as vLLM takes it."""
     body = _sampling(request, model)
     body["prompt"] = unpack_tokens(request.prompt_ids).tolist()
     body["logprobs"] = 0  # of the sampled token alone
     body["return_token_ids"] = True
-    # The prompt holds every token that the template wants.
-    body["add_special_tokens"] = False
+    if stop_ids:
+        body["stop_token_ids"] = list(stop_ids)
     return _ENCODER.encode(body)
 
 

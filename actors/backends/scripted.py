@@ -64,7 +64,8 @@ class ScriptedBackend(Backend):
         tokenise: gives the text's token ids; None fabricates ids from the seed.
         tokens: fabricated tokens of one completion.
         vocabulary: fabricated ids lie in [0, vocabulary).
-        takes_tokens: whether sessions send token ids or messages.
+        takes_tokens: whether sessions send token ids or messages; a server of messages
+            gives no tokens back either.
         swap_seconds: how long a weight swap takes.
     """
 
@@ -87,6 +88,7 @@ class ScriptedBackend(Backend):
                 f"vocabulary {vocabulary} at least 1, and tokens {tokens} in 0..{_FABRICATED}"
             )
         self.takes_tokens = takes_tokens
+        self.gives_tokens = takes_tokens
         self.latency: Final = latency if latency is not None else ConstantLatency(0.0)
         self.statistics.batch_capacity = batch_capacity
         self._capacity = batch_capacity
@@ -211,18 +213,21 @@ class ScriptedBackend(Backend):
             pending.done(completion)
 
     def _complete(self, request: Generate) -> Completion:
-        drawn = _draw(request.seed)
-        text = self._answer(request) if self._answer else f"scripted {drawn[0] % 10_000:04d}"
+        text = self._answer(request) if self._answer else _line(request.seed)
         finish = FinishReason.STOP
-        if self._tokenise is None:
-            n = self._tokens
-            if n > request.sampling.max_tokens:
-                n, finish = request.sampling.max_tokens, FinishReason.LENGTH
-            ids: Sequence[int] = [word % self._vocabulary for word in drawn[:n]]
-        else:
-            ids = self._tokenise(text)
-        # In (-2, 0], repeating after 16 tokens: plausible, and a function of the seed.
-        logprobs = [-(drawn[k % _FABRICATED] >> 8) / 2**23 for k in range(len(ids))]
+        ids: Sequence[int] = ()
+        logprobs: Sequence[float] = ()
+        if self.gives_tokens:
+            drawn = _draw(request.seed)
+            if self._tokenise is None:
+                n = self._tokens
+                if n > request.sampling.max_tokens:
+                    n, finish = request.sampling.max_tokens, FinishReason.LENGTH
+                ids = [word % self._vocabulary for word in drawn[:n]]
+            else:
+                ids = self._tokenise(text)
+            # In (-2, 0], repeating after 16 tokens: plausible, and a function of the seed.
+            logprobs = [-(drawn[k % _FABRICATED] >> 8) / 2**23 for k in range(len(ids))]
         return Completion(
             request.request_id,
             text,
@@ -235,6 +240,10 @@ class ScriptedBackend(Backend):
 
 _FABRICATED: Final = 16
 """Most fabricated tokens of one completion: one hash gives 64 bytes."""
+
+
+def _line(seed: int) -> str:
+    return f"scripted {seed % 10_000:04d}"
 
 
 def _draw(seed: int) -> array[int]:
