@@ -18,6 +18,7 @@ Not here: strategies, order and intensity (`supervisor`), the messages (`incarna
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -48,12 +49,15 @@ class ChildSpec:
     restart: Restart = Restart.PERMANENT
     stop_timeout: float = 5.0
     """Seconds it may take to end (message in hand, `on_stop`) before it is cancelled."""
+    start_timeout: float = math.inf
+    """Seconds for `on_start`; longer is a failure of the actor (`DeadlineExceeded`)."""
 
     def __post_init__(self) -> None:
-        if not self.stop_timeout >= 0:
-            raise ConfigError(
-                f"stop_timeout of {self.name} must be 0 or more seconds, not {self.stop_timeout}"
-            )
+        for name in ("stop_timeout", "start_timeout"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(
+                    f"{name} of {self.name} must be 0 or more seconds, not {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,13 @@ Not here: what follows the incarnation (`supervisor`), what outlives it (`child`
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from .actor import Actor, ActorContext
+from .clock import deadline
 from .codec import Message, decoder
 from .envelope import Reply
 from .errors import AskFailed, MessageError
@@ -86,7 +88,11 @@ async def live(child: Child) -> None:
 
 
 async def _serve(child: Child, actor: Actor) -> None:
-    await actor.on_start()
+    if child.spec.start_timeout < math.inf:
+        with deadline(f"the start of {child.path}", child.spec.start_timeout):
+            await actor.on_start()
+    else:
+        await actor.on_start()
     child.tell_serving()
     await _receive_all(child, actor)
     child.ending = True

@@ -70,6 +70,7 @@ class Supervisor:
         strategy: Strategy = Strategy.ONE_FOR_ONE,
         intensity: RestartIntensity | None = None,
         backoff: Backoff | None = None,
+        gave_up: Callable[[], None] | None = None,
     ) -> None:
         self.system: Final = system
         self.path: Final = path
@@ -77,6 +78,7 @@ class Supervisor:
         self.seed: Final = seed
         self.strategy: Final = strategy
         self.backoff: Final = backoff or Backoff()
+        self._gave_up = gave_up  # told when it escalates, before the children are stopped
         self._window = RestartWindow(intensity or RestartIntensity())
         self._children: dict[str, Child] = {}  # in start order
         self._nursery: trio.Nursery | None = None
@@ -334,6 +336,8 @@ class Supervisor:
         self._observe("escalated", self.path, str(self._failure))
         self.exit(child, cancelled=False)
         self._stopping.set()
+        if self._gave_up is not None:
+            self._gave_up()
 
     def exit(self, child: Child, *, cancelled: bool) -> None:
         """Let a child go for good, and say so once."""
@@ -341,8 +345,13 @@ class Supervisor:
         child.exit()
         failure = child.failure
         self._observe("exited", child.path, "" if failure is None else repr(failure))
+        if not child.awaited:
+            # The traceback of an error holds on to the actor; a ref may live for long.
+            child.failure = None
         if child.on_exit is not None:
             child.on_exit(Exit(child.spec.name, failure, cancelled))
+        elif failure is not None and not child.awaited:
+            _log.warning("%s failed and is not restarted: %r", child.path, failure)
 
     def _observe(
         self,

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import trio
 
@@ -64,8 +64,15 @@ class ActorSystem:
         self.seed: Final = seed
         self.shutdown_seconds: Final = shutdown_seconds
         self.observe: Final = observe
+        self._block = trio.CancelScope()  # around the body of the `async with`
         self.root: Final = Supervisor(
-            self, "", seed, strategy=strategy, intensity=intensity, backoff=backoff
+            self,
+            "",
+            seed,
+            strategy=strategy,
+            intensity=intensity,
+            backoff=backoff,
+            gave_up=self._block.cancel,
         )
         """Supervisor of the actors started by `start`."""
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
@@ -77,6 +84,7 @@ class ActorSystem:
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
         await nursery.start(self.root.run)
+        self._block.__enter__()
         return self
 
     async def start(self, spec: ChildSpec, *, on_exit: OnExit | None = None) -> ActorRef:
@@ -89,9 +97,9 @@ class ActorSystem:
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
-        error: BaseException | None,
+        raised: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
+    ) -> Literal[False] | None:
         """Stop every actor.
 
         Raises:
@@ -99,22 +107,32 @@ class ActorSystem:
             RestartLimitExceeded: the root supervisor gave up.
         """
         assert self._manager is not None
+        try:
+            error = None if self._block.__exit__(kind, raised, traceback) else raised
+            # None: it finished, or was cancelled because the root gave up.
+        except BaseException as rest:  # noqa: BLE001 (what else was in the group; goes on below)
+            error = rest
         late: DeadlineExceeded | None = None
         if error is None or isinstance(error, Exception):
             try:
-                late = await self._shut_down(drain=error is None)
+                drain = error is None and not self._block.cancelled_caught
+                late = await self._shut_down(drain=drain)
             except BaseException as second:  # noqa: BLE001 (cancelled meanwhile: goes on below)
-                kind, error, traceback = type(second), second, second.__traceback__
+                error = second
         try:
-            swallowed = await self._manager.__aexit__(kind, error, traceback)
+            await self._manager.__aexit__(
+                type(error) if error is not None else None,
+                error,
+                error.__traceback__ if error is not None else None,
+            )
         except BaseExceptionGroup as group:
             only = sole(group)
-            if error is not None and only is sole(error):
-                return False  # the block's own error, as the block raised it
+            if raised is not None and error is raised and only is sole(raised):
+                return False  # the block's own error goes on as it was raised
             raise only from only.__cause__
         if late is not None and error is None:
             raise late
-        return swallowed
+        return None
 
     async def _shut_down(self, *, drain: bool) -> DeadlineExceeded | None:
         with trio.move_on_after(self.shutdown_seconds) as scope:

@@ -151,20 +151,40 @@ async def test_the_root_giving_up_cancels_the_block_with_one_plain_error(
 
     async def scenario() -> None:
         async with ActorSystem(intensity=RestartIntensity(0, 60)) as system:
-            await system.start(ChildSpec("other", lambda: Worker(log)))
+            await system.start(ChildSpec("other", lambda: Worker(log, stops_after=1)))
             ref = await system.start(ChildSpec("one", lambda: Worker(log)))
             ref.tell_nowait(Do("crash"))
             try:
                 await trio.sleep(100)
             except trio.Cancelled:
                 in_block.append("cancelled")
+                assert log == []
                 raise
 
     with pytest.raises(RestartLimitExceeded, match="one failed once more after 0") as caught:
         await scenario()
     assert isinstance(caught.value.__cause__, ValueError)
-    assert in_block == ["cancelled"]
+    assert in_block == ["cancelled"]  # before the others were stopped
     assert log == ["other stopped"]  # the others were stopped, not cancelled
+
+
+async def test_a_root_that_gave_up_has_the_shutdown_deadline_too(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with ActorSystem(intensity=RestartIntensity(0, 60), shutdown_seconds=3) as system:
+            await system.start(
+                ChildSpec("stuck", lambda: Worker([], stops_after=100), stop_timeout=1000)
+            )
+            ref = await system.start(ChildSpec("one", lambda: Worker([])))
+            ref.tell_nowait(Do("crash"))
+            await trio.sleep_forever()
+
+    start = trio.current_time()
+    with pytest.raises(RestartLimitExceeded, match="one failed"):
+        await scenario()
+    assert trio.current_time() - start == 3
+    assert "stuck did not end" in caplog.text
 
 
 async def test_two_errors_stay_a_group(autojump_clock: MockClock) -> None:
