@@ -96,6 +96,7 @@ class Journal:
         self._commits = 0
         self._largest = 0
         self._closing = False
+        self._error: BaseException | None = None  # of the last commit that failed
 
     @classmethod
     async def open(
@@ -149,9 +150,9 @@ class Journal:
         await trio.lowlevel.checkpoint()
         wanted = self._appended
         while self._durable < wanted:
-            if self._descriptor < 0:
-                lost = wanted - self._durable
-                raise StoreError(f"{self.path} was closed before its last {lost} records were safe")
+            if self._descriptor < 0:  # closing failed: there is no next time
+                assert self._error is not None
+                raise self._failure(self._error) from self._error
             commit = self._commit or self._begin()
             await commit.done.wait()
             if commit.error is not None:
@@ -218,7 +219,7 @@ class Journal:
 
     def _finish(self, commit: _Commit, batch: list[bytes], result: outcome.Outcome[None]) -> None:
         if isinstance(result, outcome.Error):
-            commit.error = result.error
+            commit.error = self._error = result.error
             self._buffer = batch + self._buffer
         else:
             self._good += commit.size
