@@ -64,8 +64,10 @@ def make() -> SimpleNamespace:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of width 32: 2 layers, closed vocabulary."""
     pytest.importorskip("torch", reason="learners need torch")
+    from rollwave.learners.policy import configure_threads
     from rollwave.learners.tiny import make_tiny_model
 
+    configure_threads(1)  # two spinning threads on two busy cores are many times slower
     out: Path = tmp_path_factory.mktemp("models") / "tiny"
     return str(
         make_tiny_model(out, vocabulary=VOCABULARY, width=32, layers=2, heads=2, context=128)
