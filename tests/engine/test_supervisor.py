@@ -1,24 +1,20 @@
-"""Supervision: strategies, order, intensity and escalation, over any life a supervisor may have."""
+"""Supervision, fact by fact: strategies, kinds, order, starting, backoff and escalation."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Literal
 
 import pytest
 import trio
 import trio.lowlevel
 import trio.testing
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rollwave.engine.actor import Actor
 from rollwave.engine.codec import Message
 from rollwave.engine.errors import (
     ActorDead,
-    ActorError,
     ConfigError,
     DeadlineExceeded,
     RestartLimitExceeded,
@@ -33,29 +29,17 @@ from rollwave.engine.restart import (
 )
 from rollwave.engine.supervisor import ChildSpec, Exit, LifecycleEvent
 from rollwave.engine.system import ActorSystem
-from rollwave.engine.testing import EventLog, event_digest, run_simulated
+from rollwave.engine.testing import EventLog
 from trio.testing import MockClock
 
 
 class Do(Message, frozen=True):
-    what: Literal["work", "crash", "end", "nest"]
+    what: Literal["work", "crash", "end"]
     seconds: float = 0.0
 
 
 class Done(Message, frozen=True):
     by: str
-
-
-class Book(EventLog):
-    """The members' log, and who is up: never two incarnations of one member."""
-
-    def __init__(self) -> None:
-        self.up: set[str] = set()
-
-    def enter(self, name: str) -> None:
-        assert name not in self.up, f"two incarnations of {name} at once"
-        self.up.add(name)
-        self("start", name)
 
 
 class Member(Actor):
@@ -64,26 +48,18 @@ class Member(Actor):
     receives = (Do,)
     mailbox_capacity = 4
 
-    def __init__(self, log: Book, starts_badly: list[int] | None = None) -> None:
+    def __init__(self, log: EventLog, starts_badly: list[int] | None = None) -> None:
         self.log = log
         self.starts_badly = starts_badly if starts_badly is not None else []
 
     async def on_start(self) -> None:
-        self.log.enter(self.context.name)
-        try:
-            await trio.sleep(0.01)
-            if self.context.incarnation in self.starts_badly:
-                raise OSError("cannot start")
-        except BaseException:
-            self.log.up.remove(self.context.name)
-            raise
+        self.log("start", self.context.name)
+        await trio.sleep(0.01)
+        if self.context.incarnation in self.starts_badly:
+            raise OSError("cannot start")
 
     async def on_stop(self) -> None:
         self.log("stop", self.context.name)
-        self.log.up.remove(self.context.name)
-
-    async def on_failure(self, error: BaseException) -> None:
-        self.log.up.discard(self.context.name)
 
     async def receive(self, message: Message) -> Message | None:
         assert isinstance(message, Do)
@@ -100,7 +76,7 @@ class Family:
     """A system whose root supervises members named a, b, c …"""
 
     system: ActorSystem
-    log: Book
+    log: EventLog
     events: list[LifecycleEvent]
     exits: list[Exit] = field(default_factory=list)
     refs: dict[str, ActorRef] = field(default_factory=dict)
@@ -130,7 +106,7 @@ async def family(
     async with ActorSystem(
         seed=seed, strategy=strategy, intensity=intensity, backoff=backoff, observe=events.append
     ) as system:
-        yield Family(system, Book(), events)
+        yield Family(system, EventLog(), events)
 
 
 # -- strategies -------------------------------------------------------------------
@@ -352,7 +328,7 @@ async def test_siblings_have_different_names_and_a_stopped_supervisor_starts_nob
 @pytest.mark.parametrize("name", ["stop_timeout", "start_timeout"])
 def test_a_timeout_is_not_negative(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} of a"):
-        ChildSpec("a", lambda: Member(Book()), **{name: -1.0})  # type: ignore[arg-type]
+        ChildSpec("a", lambda: Member(EventLog()), **{name: -1.0})  # type: ignore[arg-type]
 
 
 async def test_a_start_may_have_a_deadline(autojump_clock: MockClock) -> None:
@@ -484,145 +460,3 @@ async def test_failures_spread_over_more_than_the_window_do_not_escalate(
             await members.refs["a"].tell(Do("crash"))
             await trio.sleep(10.1)
         assert members.refs["a"].statistics().restarts == 5
-
-
-# -- any life of a supervisor ---------------------------------------------------------
-
-KINDS = {"p": Restart.PERMANENT, "t": Restart.TRANSIENT, "x": Restart.TEMPORARY}
-
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(["start", "crash", "crash", "end", "work", "stop", "ref stop", "wait"]),
-        st.sampled_from("abcde"),
-        st.sampled_from("ptx"),
-        st.floats(0, 3),
-    ),
-    max_size=30,
-)
-
-
-def reversed_in_blocks(started: list[tuple[str, bool]], ended: list[object]) -> list[object]:
-    """The order in which these must end: reversed, temporary neighbours in any order."""
-    order: list[object] = []
-    for temporary, block in groupby(reversed(started), key=lambda child: child[1]):
-        names: list[object] = [name for name, _ in block]
-        order += sorted(names, key=ended.index) if temporary else names
-    return order
-
-
-async def any_life(
-    plan: list[tuple[str, str, str, float]],
-    strategy: Strategy,
-    intensity: RestartIntensity,
-    seed: int,
-    leave: str,
-) -> str:
-    """Live through the plan; check what must hold for every life; give its digest."""
-    log, exits, asked, ended = Book(), EventLog(), 0, 0
-    at_the_end: list[tuple[str, bool]] = []
-    events: list[LifecycleEvent] = []
-    started: list[str] = []
-    refs: dict[str, ActorRef] = {}
-    specs: dict[str, ChildSpec] = {}
-
-    async def ask(ref: ActorRef, message: Do) -> None:
-        nonlocal ended
-        try:
-            with trio.move_on_after(20):
-                await ref.ask(message, Done)
-        except ActorError:
-            pass
-        finally:
-            ended += 1
-
-    def escalating() -> bool:
-        return any(event.kind == "escalated" for event in events)
-
-    escalated = False
-    async with trio.open_nursery() as asking:
-        try:
-            with trio.CancelScope() as scope:
-                async with ActorSystem(
-                    seed=seed,
-                    strategy=strategy,
-                    intensity=intensity,
-                    backoff=Backoff(first=0.5, limit=4.0),
-                    observe=events.append,
-                ) as system:
-                    root = system.root
-                    for number, (step, name, kind, seconds) in enumerate(plan):
-                        living = {ref.name.split("-")[0]: ref for ref in root.children}
-                        if step == "start" and name not in living:
-                            full = f"{name}-{number}"
-                            if escalating():
-                                break  # it starts nobody any more; the block is about to end
-                            started.append(full)
-                            specs[full] = ChildSpec(full, lambda: Member(log), KINDS[kind], 2.0)
-                            refs[full] = root.start_child_nowait(
-                                specs[full],
-                                on_exit=lambda end: exits("exit", end.name, end.cancelled),
-                            )
-                        elif step in ("crash", "end", "work") and name in living:
-                            asked += 1
-                            asking.start_soon(ask, living[name], Do(step, seconds))  # type: ignore[arg-type]
-                        elif step == "stop" and name in living:
-                            await root.stop_child(living[name])
-                        elif step == "ref stop" and name in living:
-                            living[name].stop()
-                        else:
-                            await trio.sleep(seconds)
-                    if leave == "settled":
-                        await trio.sleep(60)
-                    at_the_end = [
-                        (ref.name, specs[ref.name].restart is Restart.TEMPORARY)
-                        for ref in root.children
-                    ]
-                    if leave == "cancelled":
-                        scope.cancel()
-                        await trio.sleep(1)
-        except RestartLimitExceeded:
-            escalated = True
-        # Nobody is left, and every child has exited exactly once.
-        assert root.children == ()
-        assert sorted(name for _, _, name, _ in exits) == sorted(started)
-        assert not any(ref.alive for ref in refs.values())
-        if leave == "cancelled":  # a cancellation from outside outruns the error
-            assert escalating() or not escalated
-        else:
-            assert escalated == escalating()
-        # Never more restarts within a window than allowed.
-        times = [event.time for event in events if event.kind == "restarting"]
-        for start in times:
-            inside = [t for t in times if start <= t < start + intensity.window_seconds]
-            assert len(inside) <= intensity.max_restarts
-        assert log.up == set()
-        # Nobody starts after it has exited.
-        gone = {name: time for time, _, name, _ in exits}
-        assert all(time <= gone[name] for time, _, name in log)
-        if leave == "settled" and not escalated:
-            in_order = [name for _, _, name, _ in exits][len(exits) - len(at_the_end) :]
-            assert in_order == reversed_in_blocks(at_the_end, in_order)
-    assert ended == asked  # every ask has ended
-    return event_digest([log, exits, [(e.time, e.kind, e.path) for e in events]])
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    plan=steps,
-    strategy=st.sampled_from(Strategy),
-    most=st.integers(0, 4),
-    seed=st.integers(0, 2**32),
-    leave=st.sampled_from(["at once", "settled", "cancelled"]),
-)
-def test_any_life_of_a_supervisor(
-    plan: list[tuple[str, str, str, float]],
-    strategy: Strategy,
-    most: int,
-    seed: int,
-    leave: str,
-) -> None:
-    async def scenario() -> str:
-        return await any_life(plan, strategy, RestartIntensity(most, 5.0), seed, leave)
-
-    digest = run_simulated(scenario, seed=seed)
-    assert digest == run_simulated(scenario, seed=seed)  # same seed, same run
