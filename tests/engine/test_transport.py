@@ -30,7 +30,7 @@ from rollwave.engine.ref import ActorRef
 from rollwave.engine.restart import Restart
 from rollwave.engine.system import ActorSystem
 from rollwave.engine.transport import Remote, address_of, connect, listen, serve
-from rollwave.engine.wire import PROTOCOL, Answered, Asked, Hello, Told
+from rollwave.engine.wire import PROTOCOL, Asked, Hello
 
 
 class Ping(Message, frozen=True):
@@ -378,83 +378,6 @@ async def test_an_answer_above_the_askers_limit_fails_alone(unix: str) -> None:
         assert await ref.ask(Ping("x"), Pong) == Pong("X")
 
 
-async def raw(address: str) -> trio.SocketStream:
-    return await trio.open_unix_socket(address.removeprefix("unix:"))
-
-
-async def answer_to(stream: trio.SocketStream, data: bytes) -> list[list[object]]:
-    """Send bytes, then read frames until the other side closes."""
-    frames: list[list[object]] = []
-    unpacker = msgpack.Unpacker()
-    with trio.fail_after(30):
-        try:
-            await stream.send_all(data)
-            async for chunk in stream:
-                unpacker.feed(chunk)
-                frames.extend(unpacker)
-        except trio.BrokenResourceError:
-            pass  # it closed with some of our bytes unread
-    await stream.aclose()
-    return frames
-
-
-HELLO = encode(Hello(PROTOCOL, 1000))
-MALFORMED = {
-    "not MessagePack": b"\xc1",
-    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
-    "no greeting": encode(Asked(1, "echo", b"")),
-    "another protocol": encode(Hello(99, 1000)),
-    "an unknown frame": HELLO + msgpack.packb(["Shout", 1]),
-    "a frame only servers send": HELLO + encode(Answered(1, b"")),
-    "a field of a wrong type": HELLO + msgpack.packb(["Asked", "one", "echo", b""]),
-    "a number too small": HELLO + msgpack.packb(["Asked", 1, "echo"]),
-    "an ask twice": HELLO + 2 * encode(Asked(1, "echo", encode(Wait()))),
-    "an array that announces millions": HELLO + b"\xdd\x7f\xff\xff\xff",
-    "a map": HELLO + b"\xdf\x7f\xff\xff\xff",
-    "a deep nest": HELLO + b"\x91" * 5000,
-    "a frame far above the limit": HELLO + b"\xc6\x7f\xff\xff\xff" + bytes(200_000),
-    "bad text": HELLO + b"\x93\xa5Asked\x01\xa2\xff\xfe",
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-async def test_bytes_that_make_no_sense_end_their_own_connection_with_the_reason(
-    unix: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with house(unix, limit=1000) as served, linked(unix) as other:
-        frames = await answer_to(await raw(unix), MALFORMED[name])
-        assert frames[0] == ["Hello", PROTOCOL, 1000]
-        if name != "a frame far above the limit":  # there our unread bytes reset the connection
-            assert frames[-1][0] == "Refused"
-            assert "closed a connection" in caplog.text
-        assert await other.ref("echo").ask(Ping("fine"), Pong) == Pong("FINE")
-        assert served.echo.heard == ["fine"]
-
-
-async def test_a_malformed_payload_fails_alone_on_a_connection_that_goes_on(unix: str) -> None:
-    async with house(unix, limit=1000):
-        stream = await raw(unix)
-        await stream.send_all(
-            HELLO
-            + encode(Asked(1, "echo", b"\xc1"))
-            + encode(Asked(2, "echo", bytes(1001)))
-            + encode(Asked(3, "echo", encode(Ping("fine"))))
-            + encode(Told(4, "echo", encode(Ping("told"))))
-            + encode(Told(0, "nobody", b""))
-        )
-        unpacker = msgpack.Unpacker()
-        frames: dict[object, list[object]] = {}
-        with trio.fail_after(30):
-            while len(frames) < 4:
-                unpacker.feed(await stream.receive_some())
-                frames |= {frame[1]: frame for frame in unpacker if frame[0] != "Hello"}
-        await stream.aclose()
-    assert frames[1][:3] == ["Failed", 1, "MessageError"]
-    assert frames[2][:3] == ["Failed", 2, "MessageTooLarge"]
-    assert frames[3] == ["Answered", 3, encode(Pong("FINE"))]
-    assert frames[4] == ["Accepted", 4]
-
-
 @pytest.mark.parametrize(
     ("data", "error", "text"),
     [
@@ -489,7 +412,7 @@ async def test_a_server_that_stays_silent_is_a_deadline(unix: str) -> None:
 
 async def test_a_server_that_breaks_the_protocol_later_fails_what_waits(unix: str) -> None:
     async def pose(stream: trio.SocketStream) -> None:
-        await stream.send_all(HELLO)
+        await stream.send_all(encode(Hello(PROTOCOL, 1000)))
         await stream.receive_some()
         await stream.send_all(encode(Asked(1, "you", b"")))
         await trio.sleep_forever()
