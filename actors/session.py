@@ -123,8 +123,7 @@ class Episode:
         environment = await self._call(settings.spec.make)
         self._environment = environment
         self._observation = await self._call(environment.reset, order.task, order.environment_seed)
-        if not isinstance(self._observation, str):
-            raise EnvironmentFault(f"reset answered {type(self._observation).__name__}, not text")
+        _require_text("reset", self._observation)
         policy = self._policy = settings.make_policy(environment)
         policy.open(settings.spec.prompt, order.id, order.seed)
         now = trio.current_time()
@@ -186,8 +185,9 @@ class Episode:
 
     def _checked(self, result: StepResult) -> StepResult:
         """Refuse garbage before it becomes a reward."""
-        if type(result) is not StepResult or type(result.observation) is not str:
+        if type(result) is not StepResult:
             raise EnvironmentFault(f"step answered {type(result).__name__}, not a StepResult")
+        _require_text("step", result.observation)
         if not isinstance(result.reward, int | float) or not math.isfinite(result.reward):
             raise EnvironmentFault(f"step answered the reward {result.reward!r}")
         low, high = self._settings.spec.reward_range
@@ -251,3 +251,18 @@ class Episode:
             started=self._started,
             seconds=trio.current_time() - self._started,
         )
+
+
+def _require_text(what: str, observation: object) -> None:
+    """Refuse an observation that is no text, or text that no message can carry.
+
+    Raises:
+        EnvironmentFault: it is of another type, or has half a character (a lone surrogate).
+    """
+    if type(observation) is not str:
+        raise EnvironmentFault(f"{what} answered {type(observation).__name__}, not text")
+    if not observation.isascii():
+        try:
+            observation.encode()
+        except UnicodeEncodeError as error:
+            raise EnvironmentFault(f"{what} answered text that is not Unicode: {error}") from None
