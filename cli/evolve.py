@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import trio
 import typer
 
 from ..actors.campaign import run_campaign
@@ -18,7 +17,7 @@ from ..actors.config import load_config
 from ..actors.evaluator import Evaluation
 from ..actors.report import CampaignResult
 from . import options
-from .interrupt import keeping
+from .interrupt import keeping, run
 from .output import Output
 from .progress import progress_view
 
@@ -50,7 +49,7 @@ def evolve(
         keeping(lambda: f"finished stages are kept in {directory}; the same command goes on"),
         progress_view(f"evolve {config.name}", output.live) as view,
     ):
-        result = trio.run(run_campaign, settings, directory, view.update)
+        result = run(run_campaign, settings, directory, view.update)
     seconds = time.perf_counter() - started
     figure = draw(result, output)
     _print(result, output, seconds, figure)

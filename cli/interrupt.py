@@ -1,7 +1,7 @@
 """Ctrl-C in a command: the work stops, and the user is told what was kept.
 
     with keeping(lambda: f"{done} of {total} trajectories are in {out}"):
-        trio.run(...)
+        run(main)
 
 Invariant: an interrupt is never swallowed; it leaves as `Interrupted`, also
 when trio wrapped it in an exception group on its way out of a nursery.
@@ -11,8 +11,12 @@ Not here: the exit code (`main`) and the cancellation itself (trio delivers it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 class Interrupted(BaseException):
@@ -21,6 +25,17 @@ class Interrupted(BaseException):
     Like `KeyboardInterrupt` it is not an `Exception`: no boundary that classifies
     faults can mistake it for one.
     """
+
+
+def run(main: Callable[[*Arguments], Awaitable[T]], *arguments: *Arguments) -> T:
+    """Run trio so that Ctrl-C reaches `main`, at a checkpoint.
+
+    By default Python raises it in whatever runs at that moment: in an actor, which
+    then fails and is restarted, or in the middle of somebody's clean-up.
+    """
+    import trio  # here, so that `rollwave --help` does without
+
+    return trio.run(main, *arguments, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 @contextmanager

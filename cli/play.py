@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-import trio
-
 from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.evaluator import Evaluation, evaluate, summarise
 from ..actors.policy_source import BackendName, policy_source
@@ -22,7 +20,7 @@ from ..engine.store import Store
 from ..engine.trajectory import Trajectory
 from ..envs.base import Task
 from ..envs.registry import resolve
-from .interrupt import keeping
+from .interrupt import keeping, run
 from .output import Output
 from .progress import progress_view
 
@@ -148,12 +146,12 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
                 "the same command again plays the rest"
             )
 
-        async def run() -> tuple[Trajectory, ...]:
+        async def rollout() -> tuple[Trajectory, ...]:
             async with open_engine(source, settings=limits) as engine:
                 return await _watched(engine, store, plan, output, title)
 
         with keeping(kept):
-            trajectories = trio.run(run)
+            trajectories = run(rollout)
         wave = next(info.path for info in store.waves() if info.number == 0)
     return Played(
         trajectories,
