@@ -48,7 +48,12 @@ try:
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as seeded
     from hypothesis.errors import Flaky as FlakySearch
-    from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+    from hypothesis.stateful import (
+        RuleBasedStateMachine,
+        invariant,
+        rule,
+        run_state_machine_as_test,
+    )
 except ImportError:
     raise MissingDependency("the laws need hypothesis: pip install 'rollwave[laws]'") from None
 
@@ -138,7 +143,9 @@ class SessionsMachine(RuleBasedStateMachine):
         self.log: list[str] = []
         self.memory: dict[tuple[int, int, tuple[str, ...]], Answer] = {}
         self.snapshots: list[tuple[bytes, Probe]] = []
-        self.sessions = [self._started(number) for number in range(_SESSIONS)]
+        self.sessions = [Probe(self.spec) for _ in range(_SESSIONS)]
+        for number, probe in enumerate(self.sessions):
+            self._begin(probe, number)
 
     def teardown(self) -> None:
         """Note a failure with the steps of all sessions that led to it."""
@@ -147,11 +154,6 @@ class SessionsMachine(RuleBasedStateMachine):
             steps = "".join(f"\n    {step}" for step in self.log)
             told = LawBroken(f"{error}\n  sessions:{steps}", unsound=error.unsound)
             self.findings.append((len(self.log), told))
-
-    def _started(self, number: int) -> Probe:
-        probe = Probe(self.spec)
-        self._begin(probe, number)
-        return probe
 
     def _begin(self, probe: Probe, number: int) -> None:
         """Reset to one of two tasks, the ends of a split: with few, paths meet."""
@@ -174,10 +176,14 @@ class SessionsMachine(RuleBasedStateMachine):
         if probe.try_move(move) is not None:
             self._remember(probe)
 
-    @rule(session=_sessions, number=st.integers(0, 1))
-    def reset(self, session: int, number: int) -> None:
-        """Start over."""
-        self.log.append(f"session {session}: reset to task {number}")
+    @rule(session=_sessions, number=st.integers(0, 1), fresh=st.booleans())
+    def begin(self, session: int, number: int, fresh: bool) -> None:
+        """Start over, in the same session or in a new one after closing it."""
+        how = "close; a new one, reset" if fresh else "reset"
+        self.log.append(f"session {session}: {how} to task {number}")
+        if fresh:
+            self.sessions[session].close()
+            self.sessions[session] = Probe(self.spec)
         self._begin(self.sessions[session], number)
 
     @rule(session=_sessions, move=st.one_of(st.builds(Move, number=st.integers(0, 3)), moves()))
@@ -212,11 +218,6 @@ class SessionsMachine(RuleBasedStateMachine):
             self._remember(probe)
 
     @rule(session=_sessions)
-    def observe(self, session: int) -> None:
-        """The latest observation is the one that was answered."""
-        self.sessions[session].unchanged("between other calls")
-
-    @rule(session=_sessions)
     def take(self, session: int) -> None:
         """Take a snapshot, where there are any, and go on."""
         probe = self.sessions[session]
@@ -239,12 +240,11 @@ class SessionsMachine(RuleBasedStateMachine):
             self.sessions[session].restore(state, past, len(past.actions))
             self._go_on(self.sessions[session], Move())
 
-    @rule(session=_sessions)
-    def replace(self, session: int) -> None:
-        """Close a session and put a new one in its place."""
-        self.log.append(f"session {session}: close; a new one, reset to task {session}")
-        self.sessions[session].close()
-        self.sessions[session] = self._started(session)
+    @invariant()
+    def observations_stand(self) -> None:
+        """What one session does, leaves the latest observation of the others as it is."""
+        for probe in self.sessions:
+            probe.unchanged("between other calls")
 
 
 def machine(spec: EnvSpec) -> type[SessionsMachine]:

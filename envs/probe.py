@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ..engine.codec import encode
-from ..engine.errors import ConfigError, EnvironmentFault, LawBroken, classify
+from ..engine.errors import ConfigError, EnvironmentFault, LawBroken, MessageError, classify
 from .base import Environment, EnvSpec, StepResult, Task
 
 T = TypeVar("T")
@@ -235,7 +235,7 @@ class Probe:
         if said.isascii() or said.encode("utf-8", "replace").decode("utf-8") == said:
             try:
                 encode(StepResult(text))
-            except UnicodeEncodeError as error:
+            except MessageError as error:
                 raise self.unsound(f"the observation cannot be sent: {error}") from None
 
     def _call(self, name: str, function: Callable[..., T], *args: object) -> T:

@@ -51,14 +51,18 @@ def answers_any_text(spec: EnvSpec, script: Script) -> None:
 
 def asking_changes_nothing(spec: EnvSpec, script: Script) -> None:
     """`observation()` is the latest one; asking for it, actions or the expert has no effect."""
-    quiet = Probe(spec).play(script)
-    asked = Probe(spec)
-    asked.reset(script.task, script.seed)
-    for answer, action in zip(quiet.answers, [*quiet.actions, ""], strict=True):
-        asked.agree(answer)
+    said = Probe(spec).play(script).actions
+    quiet, asked = Probe(spec), Probe(spec)  # `play` asks the expert; quiet is what does not
+    for probe in (quiet, asked):
+        probe.reset(script.task, script.seed)
+    _ask(asked)
+    for action in said:
+        if quiet.done:
+            break
+        quiet.step(action)
+        asked.step(action)
+        asked.agree(quiet.answers[-1])
         _ask(asked)
-        if len(asked.actions) < len(quiet.actions):
-            asked.step(action)
 
 
 def _ask(probe: Probe) -> None:
