@@ -48,12 +48,21 @@ def curriculum(config: CampaignConfig) -> Curriculum:
         ConfigError: a split does not exist, or an evaluation task is also trained on.
     """
     spec = resolve(config.environment.id)
-    experts = spec.tasks(config.experts.split, limit=config.experts.tasks)
-    explore = spec.tasks(config.rollout.split, limit=config.rollout.tasks)
+
+    def some(split: str, first: int, tasks: int) -> list[Task]:
+        found = spec.tasks(split, limit=first + tasks)[first:]
+        if len(found) < tasks:
+            raise ConfigError(
+                f"split {split!r} of {spec.id} has no {tasks} tasks from number {first} on"
+            )
+        return found
+
+    experts = some(config.experts.split, config.experts.first, config.experts.tasks)
+    explore = some(config.rollout.split, config.rollout.first, config.rollout.tasks)
     if config.learner.scope == "expert_tasks":
         explore = experts
-    dev = spec.tasks(config.evaluate.dev_split, limit=config.evaluate.dev_tasks)
-    test = spec.tasks(config.evaluate.test_split, limit=config.evaluate.test_tasks)
+    dev = some(config.evaluate.dev_split, config.evaluate.dev_first, config.evaluate.dev_tasks)
+    test = some(config.evaluate.test_split, config.evaluate.test_first, config.evaluate.test_tasks)
     seen = {task.id for task in (*experts, *explore)}
     shared = [task.id for task in (*dev, *test) if task.id in seen]
     if shared:

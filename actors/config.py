@@ -83,16 +83,20 @@ class ExpertsSection(_Section, frozen=True):
     """Where demonstrations come from: the environment's expert on some tasks of a split."""
 
     split: str = "train"
+    first: int = 0
+    """Skip so many tasks of the split: other seeds of an experiment take other tasks."""
     tasks: int = 40
-    """The first so many tasks of the split; 0 = no experts, and no cloning."""
+    """So many tasks of the split; 0 = no experts, and no cloning."""
 
 
 class RolloutSection(_Section, frozen=True):
     """The exploration of a wave."""
 
     split: str = "train"
+    first: int = 0
+    """Skip so many tasks of the split."""
     tasks: int = 300
-    """The first so many tasks of the split; never evaluation tasks."""
+    """So many tasks of the split; never evaluation tasks."""
     attempts: int = 6
     """K: episodes a task and wave."""
     temperature: float = 1.0
@@ -104,9 +108,11 @@ class EvaluateSection(_Section, frozen=True):
     """Greedy evaluation after each step."""
 
     dev_split: str = "dev"
+    dev_first: int = 0
     dev_tasks: int = 100
     """Chooses the wave to keep. Never the test split."""
     test_split: str = "test"
+    test_first: int = 0
     test_tasks: int = 200
     """Only reported. 0 = none."""
     max_tokens: int = 0
