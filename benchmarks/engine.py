@@ -25,7 +25,6 @@ import trio
 
 from ..actors.backends.base import Backend
 from ..actors.backends.latency import ConstantLatency
-from ..actors.backends.openai import OpenAIBackend
 from ..actors.backends.scripted import ScriptedBackend
 from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.policy_source import PolicySource
@@ -118,6 +117,8 @@ def bench_engine(
 
     def make(_version: int, _path: str) -> Backend:
         if server:
+            from ..actors.backends.openai import OpenAIBackend  # httpx would count as memory
+
             return OpenAIBackend(server)
         return ScriptedBackend(latency, batch, answer=lambda _: "go", takes_tokens=False)
 
