@@ -22,7 +22,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := engine envs learners actors cli benchmarks
 DEMO ?= evolve examples/demo.toml --out runs/demo
-BENCHMARKS ?= import_time engine throughput
+# `make bench BENCHMARKS=learning` repeats the demo over several seeds: that takes an hour.
+BENCHMARKS ?= import_time engine throughput http_transport inference
 
 # One thread for each library pool: on few cores, spinning OpenMP threads cost
 # more than they bring (8 times slower was measured on two busy cores).

@@ -74,6 +74,22 @@ def test_the_makefile_has_what_the_documents_promise() -> None:
     assert {t for t in promised if not re.search(rf"^{t}:", makefile, flags=re.MULTILINE)} == set()
 
 
+def test_what_is_run_with_m_runs() -> None:
+    """`python -m rollwave.benchmarks.x` and the Makefile's list name modules that do something."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"^BENCHMARKS \?= (.*)$", makefile, flags=re.MULTILINE)[0].split())
+    sources = [*PAGES, *(ROOT / "benchmarks").glob("*.py")]
+    for path in sources:
+        named |= set(re.findall(r"-m rollwave\.benchmarks\.(\w+)", path.read_text("utf-8")))
+    assert len(named) > 3
+    idle = [
+        name
+        for name in named
+        if '__name__ == "__main__"' not in (ROOT / f"benchmarks/{name}.py").read_text("utf-8")
+    ]
+    assert idle == []
+
+
 def _code(page: Path) -> str:
     """Give only what stands in code: prose may make sense of the word, too."""
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text("utf-8"), flags=re.DOTALL))
