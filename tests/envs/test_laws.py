@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
-from hypothesis.errors import HypothesisException
 from rollwave.engine.codec import encode
 from rollwave.engine.errors import ConfigError, EnvironmentFault, LawBroken
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
@@ -143,9 +142,6 @@ class Echoes(Count):
         return StepResult(
             self.said if self.over else cut, result.reward, self.over, success=self.over
         )
-
-    def observation(self) -> str:
-        return super().observation()
 
 
 class Pump(Count):
@@ -494,11 +490,7 @@ def test_without_hypothesis_the_missing_extra_is_named() -> None:
     assert "rollwave[laws]" in done.stdout
 
 
-def test_hypothesis_stays_inside() -> None:
-    """No Hypothesis exception escapes, not even for a world that never repeats itself."""
+def test_a_world_that_never_repeats_itself_is_a_finding_and_no_crash() -> None:
+    """Hypothesis calls such a search flaky; that stays inside."""
     Random.made = 0
-    try:
-        results = check(replace(SOUND, make=Random), examples=30)
-    except HypothesisException as error:  # pragma: no cover
-        pytest.fail(f"escaped: {error!r}")
-    assert broken(results)
+    assert broken(check(replace(SOUND, make=Random), examples=30))
