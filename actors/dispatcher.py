@@ -144,6 +144,7 @@ def _record_in_place(order: RunEpisode, book: RolloutBook, gone: Exit) -> Trajec
         wave=order.wave,
         attempt=order.attempt,
         seed=order.seed,
+        environment_seed=order.environment_seed,
         outcome=Outcome.FAULT if fault else Outcome.CANCELLED,
         reward=None,
         fault=fault,

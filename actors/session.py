@@ -234,6 +234,7 @@ class Episode:
             wave=order.wave,
             attempt=order.attempt,
             seed=order.seed,
+            environment_seed=order.environment_seed,
             outcome=outcome,
             reward=self._reward if outcome.scored else None,
             terminated=outcome in (Outcome.SUCCESS, Outcome.FAILURE),

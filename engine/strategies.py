@@ -85,6 +85,7 @@ def _draw_trajectory(draw: Callable[[Any], Any], outcomes: tuple[Outcome, ...]) 
         wave=draw(count),
         attempt=draw(count),
         seed=draw(st.integers(0, 2**63 - 1)),
+        environment_seed=draw(st.integers(0, 2**63 - 1)),
         outcome=outcome,
         reward=draw(number) if outcome.scored else None,
         terminated=draw(st.booleans()),

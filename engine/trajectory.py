@@ -111,9 +111,12 @@ class Trajectory(Message, frozen=True):
     wave: int
     attempt: int
     seed: int
+    """Of the attempt: turn seeds hang below it."""
     outcome: Outcome
     reward: float | None
     """Sum of the step rewards, in the environment's normalised range; None unless scored."""
+    environment_seed: int = 0
+    """What the environment was reset with: the same for every attempt of a group."""
     terminated: bool = False
     """The environment ended the episode."""
     truncation: str = ""

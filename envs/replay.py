@@ -162,8 +162,7 @@ def replay_trajectories(
 ) -> ReplayReport:
     """Replay our own trajectories, faulted ones as far as they went.
 
-    An environment is reset with the trajectory's seed; ours have fixed tasks, so that
-    the seed changes nothing in them.
+    An environment is reset with the seed that it had then.
     """
     report = ReplayReport(source)
     for trajectory in trajectories:
@@ -175,7 +174,7 @@ def replay_trajectories(
         session = spec.make()
         try:
             task = Task(spec.id, int(trajectory.task_id.rpartition("_")[2]), trajectory.split)
-            first = session.reset(task, trajectory.seed)
+            first = session.reset(task, trajectory.environment_seed)
         except (ConfigError, ValueError) as error:
             _count_unplayable(report, record, str(error))
             continue
