@@ -71,7 +71,12 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	@echo 'Ready: . .venv/bin/activate, then rollwave --help'
 
 demo: setup ## evolve a small agent with real vLLM, in some minutes on a CPU
-	$(BIN)/rollwave $(DEMO)
+	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then \
+		$(BIN)/rollwave $(DEMO); \
+	else \
+		echo 'vLLM is not installed (rollwave doctor says why): transformers serves the demo instead.'; \
+		$(BIN)/rollwave $(DEMO) --set inference.backend=transformers; \
+	fi
 
 test: setup ## the whole suite but the slow and the GPU tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -96,7 +101,7 @@ lint: setup .venv/typing/rollwave ## ruff, its formatter, and mypy --strict
 	@echo mypy --strict
 	@MYPYPATH=.venv/typing $(BIN)/mypy --strict --explicit-package-bases \
 		.venv/typing/rollwave/__init__.py .venv/typing/rollwave/__main__.py \
-		$(addprefix .venv/typing/rollwave/,$(PACKAGES)) examples \
+		$(addprefix .venv/typing/rollwave/,$(PACKAGES)) $(wildcard examples/*.py) \
 		| sed 's,^\.venv/typing/rollwave/,,'
 
 format: setup ## let ruff rewrite what it can
