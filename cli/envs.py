@@ -9,8 +9,11 @@ Not here: the laws (`envs.laws`) and the ids (`envs.registry`).
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -75,6 +78,10 @@ def check(
     json: Json = False,
 ) -> None:
     """Search for actions that break a law of environments; print the fewest that do."""
+    # Hypothesis keeps tables of its own in a folder; by default in the working directory.
+    os.environ.setdefault(
+        "HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "rollwave-hypothesis")
+    )
     from ..envs.laws import broken, check
 
     output = Output(json=json)

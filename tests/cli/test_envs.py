@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,13 @@ def test_the_table_of_laws_is_what_the_laws_say() -> None:
         shown = " ".join(f"{key}={value}" for key, value in options.items())
         row = next(line for line in text.splitlines() if line.startswith(f"| `{id}`"))
         assert shown in row
+
+
+def test_check_leaves_nothing_behind(desk: Path) -> None:
+    save(desk, MENDED)
+    words = [sys.executable, "-m", "rollwave", "envs", "check", "numbers_env:FAMILY"]
+    subprocess.run([*words, "--examples", "5"], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    assert {path.name for path in desk.iterdir()} <= {"numbers_env.py", "__pycache__"}
 
 
 @pytest.mark.parametrize(
