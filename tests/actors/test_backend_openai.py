@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,8 +22,7 @@ from rollwave.actors.backends.openai_wire import (
     token_completion,
 )
 from rollwave.actors.protocol import Completion, Generate, Sampling
-from rollwave.benchmarks.stub_server import TEXT, TOKEN_IDS, stub_server
-from rollwave.engine.codec import pack_floats, pack_tokens, unpack_floats, unpack_tokens
+from rollwave.engine.codec import pack_floats, pack_tokens, unpack_tokens
 from rollwave.engine.errors import BackendDied, BackendError, ConfigError
 from rollwave.engine.testing import run_simulated
 from rollwave.engine.trajectory import ChatMessage, FinishReason
@@ -104,17 +97,9 @@ async def running(backend: OpenAIBackend) -> AsyncIterator[OpenAIBackend]:
 
 
 async def ask(backend: OpenAIBackend, message: Generate) -> Completion | BaseException:
-    results: list[Completion | BaseException] = []
-    arrived = trio.Event()
-
-    def done(result: Completion | BaseException) -> None:
-        results.append(result)
-        arrived.set()
-
-    backend.submit(message, done)
-    await arrived.wait()
-    assert len(results) == 1
-    return results[0]
+    send, receive = trio.open_memory_channel[Completion | BaseException](1)
+    backend.submit(message, send.send_nowait)
+    return await receive.receive()
 
 
 def answer_of(
@@ -484,98 +469,3 @@ async def test_a_cancelled_request_is_aborted_and_never_answered(
         backend.submit(request("twice"), lambda _: answered.append("second"))
         await trio.sleep(10.0)
     assert answered == ["kept", "second"]
-
-
-# -- real servers -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stub() -> Iterator[str]:
-    with stub_server(1.0) as url:
-        yield url
-
-
-@pytest.mark.parametrize("tokens", [False, True])
-async def test_over_a_real_socket(stub: str, tokens: bool) -> None:
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-    completions: list[Completion | BaseException] = []
-    async with running(OpenAIBackend(stub, tokens=tokens)) as backend:
-
-        async def session(k: int) -> None:
-            for turn in range(3):
-                completions.append(await ask(backend, request(f"{k}/{turn}")))
-
-        async with trio.open_nursery() as nursery:
-            for k in range(20):
-                nursery.start_soon(session, k)
-    assert len(completions) == 60
-    for completion in completions:
-        assert isinstance(completion, Completion)
-        assert completion.text == TEXT
-        assert unpack_tokens(completion.token_ids).tolist() == list(TOKEN_IDS if tokens else ())
-    if before:
-        assert len(os.listdir("/proc/self/fd")) <= before
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.learn
-@pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None or importlib.util.find_spec("torch") is None,
-    reason="needs vLLM and torch",
-)
-@pytest.mark.timeout(600)
-async def test_a_real_vllm_server(tmp_path: Path) -> None:
-    """Log-probs are those of transformers, at the temperature of the request."""
-    import torch
-    from rollwave.learners.tiny import make_tiny_model
-    from transformers import AutoModelForCausalLM
-
-    words = ["goal", "pos", "walls", "up", "left", "right", "down", "0", "1", "2", "3", "4", "5"]
-    directory = await trio.to_thread.run_sync(
-        lambda: make_tiny_model(tmp_path / "m", vocabulary=words)
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += [f"--model={directory}", "--served-model-name=tiny", "--host=127.0.0.1"]
-    command += [f"--port={port}", "--dtype=float32", "--max-model-len=256"]
-    command += ["--logprobs-mode=processed_logprobs"]
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    log = (tmp_path / "log").open("wb")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with running(OpenAIBackend(url, tokens=True, patience=300.0)) as backend:
-            assert backend.model == "tiny"
-            message = request(temperature=0.7, max_tokens=12)
-            first, again = await ask(backend, message), await ask(backend, message)
-            assert isinstance(first, Completion)
-            assert isinstance(again, Completion)
-            assert first.token_ids == again.token_ids  # the seed decides
-            too_long = await ask(backend, request(max_tokens=5000))
-            assert isinstance(too_long, BackendError)
-            assert "max_tokens=5000" in str(too_long)
-        async with running(OpenAIBackend(url)) as chat:
-            assert isinstance(await ask(chat, request(max_tokens=4)), Completion)
-        async with running(OpenAIBackend(url, model="other")) as wrong:
-            error = await ask(wrong, request(max_tokens=4))
-            assert isinstance(error, BackendError)
-            assert "`other` does not exist" in str(error)
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-        log.close()
-    ids = unpack_tokens(first.token_ids).tolist()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(torch.tensor([[1, 2, 3, *ids]])).logits[0, 2:-1] / 0.7
-    expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
-    assert unpack_floats(first.logprobs).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
