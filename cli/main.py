@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -138,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* KeyboardInterrupt:
         complain("interrupted: what was finished before is kept, the rest is not")
         code = INTERRUPTED
+    if code and arguments is None:
+        _leave(code)
     return code
 
 
@@ -181,6 +184,18 @@ def _version(asked: bool) -> None:
 
 def _unloaded() -> None:
     """Stand in for a command that was not asked for; only its name and summary are shown."""
+
+
+def _leave(code: int) -> None:
+    """End this process now if a thread of an abandoned computation still runs.
+
+    A thread inside torch or vLLM cannot be stopped, and the interpreter aborts (with
+    SIGABRT) when it is torn down under one. All files are closed by then.
+    """
+    if threading.active_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _wanted(words: Sequence[str]) -> str | None:

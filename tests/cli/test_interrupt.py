@@ -46,3 +46,25 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path, interrupts: int) -> None
         kept = journalled(store)
     assert len(kept) == int(said[1].replace(",", "")) > 0
     assert not any(trajectory.outcome == "cancelled" for trajectory in kept.values())
+
+
+def test_an_abandoned_thread_cannot_hold_up_the_end() -> None:
+    """A thread inside torch cannot be stopped; the interpreter would wait for it, or abort."""
+    code = (
+        "import sys, threading\n"
+        "from rollwave.cli import main as cli\n"
+        "from rollwave.cli.interrupt import keeping\n"
+        "def train():\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    with keeping(lambda: 'all kept'):\n"
+        "        raise KeyboardInterrupt\n"
+        "entry = cli.Entry('x', 'x', lambda app: app.command('doctor')(train))\n"
+        "cli.COMMANDS['doctor'] = entry\n"
+        "sys.argv = ['rollwave', 'doctor']\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (INTERRUPTED, "")
+    assert done.stderr == "rollwave: interrupted: all kept\n"
