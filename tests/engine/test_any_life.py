@@ -186,7 +186,7 @@ async def any_life(
             escalated = True
         # Nobody is left, and every child has exited exactly once.
         assert root.children == ()
-        assert sorted(name for _, _, name, _ in exits) == sorted(started)
+        assert sorted(str(name) for _, _, name, _ in exits) == sorted(started)
         assert not any(ref.alive for ref in refs.values())
         if leave == "cancelled":  # a cancellation from outside outruns the error
             assert escalating() or not escalated
@@ -199,8 +199,8 @@ async def any_life(
             assert len(inside) <= intensity.max_restarts
         assert (log.up, log.overlaps) == (set(), [])
         # Nobody starts after it has exited.
-        gone = {name: time for time, _, name, _ in exits}
-        assert all(time <= gone[name] for time, _, name in log)
+        gone = {name: float(str(time)) for time, _, name, _ in exits}
+        assert all(float(str(time)) <= gone[name] for time, _, name in log)
         if leave == "settled" and not escalated:
             in_order = [name for _, _, name, _ in exits][len(exits) - len(at_the_end) :]
             assert in_order == reversed_in_blocks(at_the_end, in_order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from rollwave.engine.clock import deadline, now
+from rollwave.engine.clock import deadline, now, rolling_deadline
 from rollwave.engine.errors import ConfigError, DeadlineExceeded
 from rollwave.engine.testing import run_simulated
 from trio.testing import MockClock
@@ -67,3 +67,36 @@ def test_virtual_time_starts_at_zero_and_jumps() -> None:
         return before, now()
 
     assert run_simulated(scenario) == (0.0, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("stages", "after", "says"),
+    [
+        ([], 100, "episode took longer than 100 s"),
+        ([("turn 0", 5)], 5, "turn 0 took longer than 5 s"),
+        ([("turn 0", 5), ("turn 1", 7)], 3 + 7, "turn 1 took longer than 7 s"),
+        ([("turn 0", 5), ("turn 1", 500)], 100, "episode took longer than 100 s"),
+    ],
+)
+async def test_a_rolling_deadline_names_the_stage_or_the_whole(
+    autojump_clock: MockClock, stages: list[tuple[str, float]], after: float, says: str
+) -> None:
+    async def episode() -> None:
+        with rolling_deadline("episode", 100) as limit:
+            for number, (name, seconds) in enumerate(stages):
+                limit.stage(name, seconds, now())
+                await trio.sleep(3 if number < len(stages) - 1 else 1000)
+            await trio.sleep(1000)
+
+    start = now()
+    with pytest.raises(DeadlineExceeded, match=says):
+        await episode()
+    assert now() - start == after
+
+
+async def test_a_rolling_deadline_lets_the_outside_cancel(autojump_clock: MockClock) -> None:
+    with trio.move_on_after(1) as scope, rolling_deadline("episode", 5):
+        await trio.sleep(10)
+    assert scope.cancelled_caught
+    with pytest.raises(ConfigError, match="episode"):
+        rolling_deadline("episode", -1.0)

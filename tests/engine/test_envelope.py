@@ -24,7 +24,8 @@ moves = st.lists(st.sampled_from(["answer", "fail", "refuse", "cancel", "watch"]
 @given(before=moves, during=moves, seed=st.integers(0, 2**32))
 def test_only_the_first_move_counts(before: list[str], during: list[str], seed: int) -> None:
     async def scenario() -> tuple[str, int]:
-        reply, told, ends = Reply(), [0], []
+        reply, told = Reply(), [0]
+        ends: list[str] = []
 
         def move(which: str, number: int) -> None:
             match which:

@@ -41,7 +41,8 @@ def test_no_window_ever_holds_more_than_the_allowed_restarts(
     gaps: list[float], most: int, window: float
 ) -> None:
     restarts = RestartWindow(RestartIntensity(most, window))
-    time, granted = 0.0, []
+    time = 0.0
+    granted: list[float] = []
     for gap in gaps:
         time += gap
         inside = [t for t in granted if t > time - window]

@@ -433,19 +433,21 @@ async def test_stopping_a_child_that_waits_for_its_restart_does_not_wait_with_it
 async def test_one_restart_too_many_stops_all_in_reverse_and_fails_upwards(
     autojump_clock: MockClock, strategy: Strategy
 ) -> None:
+    families: list[Family] = []
+
     async def crash_too_often() -> None:
-        nonlocal members
         async with family(strategy, intensity=RestartIntensity(2, 60)) as members:
+            families.append(members)
             await members.start("abc")
             for _ in range(3):
                 await members.refs["b"].tell(Do("crash"))
                 await trio.sleep(1)
             pytest.fail("the block goes on after its root gave up")
 
-    members: Family
     with pytest.raises(RestartLimitExceeded, match="b failed once more after 2 restarts") as gone:
         await crash_too_often()
     assert isinstance(gone.value.__cause__, ValueError)
+    (members,) = families
     assert [end.name for end in members.exits] == ["b", "c", "a"]
     assert [e.kind for e in members.events].count("escalated") == 1
     assert not any(ref.alive for ref in members.refs.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from functools import partial
 
 import pytest
 import trio
@@ -328,7 +329,7 @@ def test_churning_a_thousand_actors_leaves_nothing_behind() -> None:
                 ref = system.root.start_child_nowait(
                     ChildSpec(
                         f"session-{number}",
-                        lambda n=number: Session(server, n % 4, n % 10 == 0),
+                        partial(Session, server, number % 4, number % 10 == 0),
                         Restart.TEMPORARY,
                     ),
                     on_exit=exits.append,
@@ -364,7 +365,7 @@ def test_the_same_seed_gives_the_same_run(seed: int) -> None:
                     ref = system.root.start_child_nowait(
                         ChildSpec(
                             f"session-{number}",
-                            lambda n=number: Session(server, n % 4, n % 10 == 0),
+                            partial(Session, server, number % 4, number % 10 == 0),
                             Restart.TRANSIENT,
                         )
                     )

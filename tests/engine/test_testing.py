@@ -67,7 +67,7 @@ def test_a_seed_is_a_schedule() -> None:
 
 
 def test_pinning_leaves_trio_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trio._core._run  # type: ignore[attr-defined]
+    run = trio._core._run
     monkeypatch.setattr(run, "_ALLOW_DETERMINISTIC_SCHEDULING", False)
     state = run._r.getstate()
     with contextlib.suppress(ZeroDivisionError), pinned_scheduler(3):
@@ -79,7 +79,7 @@ def test_pinning_leaves_trio_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["_r", "_ALLOW_DETERMINISTIC_SCHEDULING"])
 def test_another_trio_is_refused_clearly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.delattr(trio._core._run, name)  # type: ignore[attr-defined]
+    monkeypatch.delattr(trio._core._run, name)
     with pytest.raises(MissingDependency, match="no scheduler generator to pin"):
         run_simulated(trace)
 
