@@ -79,9 +79,11 @@ class _Pool:
         try:
             await within(timeouts.get("pool"), httpx.PoolTimeout, waiter.granted.wait)
         except BaseException:
-            # A waiter that was granted its turn is not cancelled any more (trio delivers
-            # cancellation only to what still blocks), so nothing is lost here.
-            self.waiters.remove(waiter)
+            # Cancelled, but somebody may have granted the turn before we ran again: pass it on.
+            if waiter.granted.is_set():
+                self.release(waiter.connection)
+            else:
+                self.waiters.remove(waiter)
             raise
         return waiter.connection
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rollwave.actors.backends.http_transport import TrioTransport
 from rollwave.engine.testing import run_simulated
@@ -179,14 +179,17 @@ async def test_a_full_pool_makes_wait_in_order_or_time_out(
         assert (server.connections, server.most_live) == (1, 1)
 
 
-@settings(max_examples=30, deadline=None)
+HALVES = st.integers(0, 8).map(lambda k: k / 2)  # so that many things fall on one moment
+
+
+@settings(max_examples=40, deadline=None)
 @given(
-    plan=st.lists(
-        st.tuples(st.floats(0, 3), st.floats(0.1, 6), st.booleans()), min_size=1, max_size=14
-    ),
+    plan=st.lists(st.tuples(HALVES, HALVES, st.booleans()), min_size=1, max_size=14),
     limit=st.integers(1, 3),
     seed=st.integers(0, 3),
 )
+# The second is cancelled in the moment in which the first hands its place on.
+@example(plan=[(0.0, 1.0, True), (0.0, 1.0, True), (0.5, 1.0, False)], limit=1, seed=0)
 def test_the_limit_holds_and_nobody_is_lost_whoever_is_cancelled(
     http: Any,
     tmp_path_factory: pytest.TempPathFactory,
