@@ -25,7 +25,7 @@ BAR_SECONDS: Final = 0.3
 
 CASES: Final = {
     "import rollwave": "import rollwave",
-    "the engine (rollwave.open_engine)": "from rollwave.actors.embedding import open_engine",
+    "rollwave.open_engine": "import rollwave; rollwave.open_engine",
     "rollwave --help": "from rollwave.cli.main import main; main(['--help'])",
 }
 

@@ -115,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after `rollwave`; those of this process by default.
     """
-    # Thousands of live sessions are a million live objects; at its default pace the
-    # cycle collector scans them over and over (half of the CPU at 10,000 sessions).
-    # The process is ours alone, so its pace is ours to set; a library must not.
-    gc.set_threshold(50_000, 20, 50)
+    if arguments is None:
+        # Thousands of live sessions are a million live objects; at its default pace the
+        # cycle collector scans them over and over (half of the CPU at 10,000 sessions).
+        # The process is ours alone, so its pace is ours to set; a library must not.
+        gc.set_threshold(50_000, 20, 50)
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(build(_wanted(words)))
     code = 0
