@@ -5,15 +5,11 @@ Seconds depend on the machine; `benchmarks/import_time.py` prints them.
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
-from importlib import import_module
-from pathlib import Path
 
 import pytest
-import rollwave
 from rollwave.cli.main import COMMANDS
 
 HEAVY = (
@@ -57,31 +53,3 @@ def test_the_measure_itself_sees_what_is_loaded() -> None:
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     loaded = loaded_by(f"from rollwave.cli.main import main\nmain({words!r})")
     assert loaded.isdisjoint({*HEAVY} - {"rich", "typer"})
-
-
-def type_checkers_view() -> dict[str, str]:
-    """Read the names that `__init__.py` imports for type checkers, with their modules."""
-    tree = ast.parse(Path(rollwave.__file__).read_text(encoding="utf-8"))
-    return {
-        alias.name: node.module or ""
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level
-        for alias in node.names
-    }
-
-
-@pytest.mark.parametrize("name", rollwave.__all__)
-def test_a_public_name_is_what_type_checkers_take_it_for(name: str) -> None:
-    home = import_module(f"rollwave.{type_checkers_view()[name]}")
-    assert getattr(rollwave, name) is getattr(home, name)
-
-
-def test_the_public_face_is_sorted_complete_and_listed() -> None:
-    assert set(rollwave.__all__) == set(type_checkers_view())
-    assert list(rollwave.__all__) == sorted(rollwave.__all__)
-    assert set(rollwave.__all__) <= set(dir(rollwave))
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
-        rollwave.Sesion  # type: ignore[attr-defined]  # noqa: B018
