@@ -5,8 +5,9 @@ they arrived. One write and one fsync serve all records that came in meanwhile
 (group commit), so durability costs an episode microseconds.
 
 Invariants: each episode is delivered once; nothing is delivered before the
-journal holds it; a slow consumer fills the stream, then this mailbox, then holds
-the sessions' permits, and nothing is dropped.
+journal holds it; a record is accepted (the answer to its session) only when the
+ledger has it, and no consumer makes the collector wait: a slow one holds back the
+admission of its own rollout (`ledger`).
 
 A journal that fails ends its rollout with that one error; other rollouts go on.
 
@@ -15,19 +16,13 @@ Not here: sealing waves (`engine.store`) and grouping for a learner (`learners`)
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Final
-
 import trio
 
 from ..engine.actor import Actor
-from ..engine.errors import StoreError
-from ..engine.trajectory import Trajectory
+from ..engine.errors import BadSample, MessageTooLarge, StoreError, classify
+from ..engine.trajectory import Fault, Trajectory
 from .ledger import Ledger, RolloutBook
-from .protocol import EpisodeEnded
-
-_UNDELIVERED: Final = 1024
-"""Records between mailbox and stream: one group commit at most takes this many."""
+from .protocol import Accepted, EpisodeEnded
 
 
 class Collector(Actor):
@@ -41,7 +36,6 @@ class Collector(Actor):
         self._ledger = ledger
         self._undelivered = ledger.undelivered
         self._arrived = trio.Event()
-        self._room = trio.Event()
 
     async def on_start(self) -> None:
         """Start the delivery task; it begins with what a predecessor left."""
@@ -49,21 +43,21 @@ class Collector(Actor):
             self._arrived.set()
         self.background(self._deliver)
 
-    async def receive(self, message: EpisodeEnded) -> None:  # type: ignore[override]
-        """Strike the episode out and queue its record; refuse what is not open."""
-        trajectory = message.trajectory
+    async def receive(self, message: EpisodeEnded) -> Accepted:  # type: ignore[override]
+        """Strike the episode out and queue its record; what is not open is not looked at."""
         book = self._ledger.books.get(message.rollout)
-        if book is None or trajectory.id not in book.open:
-            return
-        trajectory.check()
-        if book.journal is not None:
-            book.journal.append(trajectory)
+        if book is not None and message.trajectory.id in book.open:
+            self._enter(book, message.trajectory)
+        return Accepted()
+
+    def _enter(self, book: RolloutBook, trajectory: Trajectory) -> None:
+        try:
+            trajectory = _sound(book, trajectory)
+        except StoreError as error:  # the journal was closed under the rollout
+            book.fail(error)
         book.end(trajectory)
         self._undelivered.append((book, trajectory))
         self._arrived.set()
-        while len(self._undelivered) >= _UNDELIVERED:
-            self._room = trio.Event()
-            await self._room.wait()
 
     async def _deliver(self) -> None:
         """Commit, then hand on, as many records at a time as have arrived."""
@@ -74,9 +68,8 @@ class Collector(Actor):
             for book in {id(book): book for book, _ in self._undelivered}.values():
                 await self._commit(book)
             for _ in range(batch):
-                await self._hand_on(*self._undelivered[0])
-                self._undelivered.popleft()
-                self._room.set()
+                book, trajectory = self._undelivered.popleft()
+                book.deliver(trajectory)
             if self._undelivered:
                 self._arrived.set()
 
@@ -88,10 +81,16 @@ class Collector(Actor):
         except StoreError as error:
             book.fail(error)
 
-    async def _hand_on(self, book: RolloutBook, trajectory: Trajectory) -> None:
-        # Nobody listens any more (the journal has it), or the book failed.
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await book.stream.send(trajectory)
-        book.delivered += 1
-        if book.complete and book.delivered == book.ended:
-            book.stream.close()
+
+def _sound(book: RolloutBook, trajectory: Trajectory) -> Trajectory:
+    """Append the record to the journal; a fault stands in for one that cannot be kept."""
+    try:
+        trajectory.check()
+        if book.journal is not None:
+            book.journal.append(trajectory)
+    except (BadSample, MessageTooLarge) as error:
+        fault = Fault(*classify(error), len(trajectory.turns))
+        trajectory = book.stand_in(book.open[trajectory.id], fault)
+        if book.journal is not None:
+            book.journal.append(trajectory)
+    return trajectory

@@ -8,24 +8,32 @@ mailbox in the way), the dispatcher tells the collector a record in its place.
 Invariants: never more live sessions than permits; every admitted episode gets
 exactly one record; a rollout that is cancelled admits nothing more.
 
-Not here: what a session does (`session`), and who waits for it (`engine`).
+A dispatcher that fails takes its sessions with it (their episodes end CANCELLED);
+the next incarnation finds the rollouts in the ledger and admits what is left.
+
+Not here: what a session does (`session`), and who waits for it (`embedding`).
 """
 
 from __future__ import annotations
 
-import trio
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
 
 from ..engine.actor import Actor
-from ..engine.errors import ActorError, classify
+from ..engine.errors import ActorDead, MailboxFull, classify
 from ..engine.permits import Permits
 from ..engine.ref import ActorRef
 from ..engine.restart import Restart
 from ..engine.seeds import derive
 from ..engine.supervisor import ChildSpec, Exit, Supervisor
-from ..engine.trajectory import Fault, Outcome, Trajectory
+from ..engine.trajectory import Fault
 from .ledger import Ledger, RolloutBook
 from .protocol import Accepted, CancelRollout, EpisodeEnded, RunEpisode, RunRollout
 from .session import Session
+
+_LEAD: Final = 256
+"""Finished trajectories a consumer may lag behind before its rollout admits no more."""
 
 
 def trajectory_id(wave: int, task_id: str, attempt: int) -> str:
@@ -44,109 +52,100 @@ class Dispatcher(Actor):
         self._permits = permits
         self._collector = collector
         self._live: dict[int, dict[str, ActorRef]] = {}
-        self._sessions: Supervisor | None = None
+        self._sessions: Supervisor
 
     async def on_start(self) -> None:
-        """Open the supervisor that owns the sessions."""
+        """Open the supervisor that owns the sessions, and take over what a predecessor left."""
         self._sessions = await self.supervise()
+        for book in list(self._ledger.books.values()):
+            for order in list(book.open.values()):
+                self._tell(book, order, None)  # no news where its session's record is under way
+            if book.order is not None:
+                self.background(self._admit, book, book.order)
 
     async def receive(self, message: RunRollout | CancelRollout) -> Accepted:  # type: ignore[override]
-        """Begin or end a rollout; admission runs beside the mailbox."""
-        if isinstance(message, RunRollout):
-            self.background(self._admit, message)
-        else:
-            await self._cancel(message.rollout)
+        """Begin or end a rollout; admission runs beside the mailbox. Both may be repeated."""
+        book = self._ledger.books.get(message.rollout)
+        if book is None:
+            return Accepted()  # given up before it began
+        if isinstance(message, CancelRollout):
+            await self._cancel(message.rollout, book)
+        elif book.order is None:
+            book.order = message
+            self.background(self._admit, book, message)
         return Accepted()
 
-    async def _admit(self, order: RunRollout) -> None:
+    async def _admit(self, book: RolloutBook, order: RunRollout) -> None:
         """Start one session for each permit that comes free, task by task."""
-        book = self._ledger.books[order.rollout]
-        live = self._live.setdefault(order.rollout, {})
-        skip = frozenset(order.skip)
-        wave_seed = derive(order.seed, "wave", order.wave)
-        for task in order.tasks:
-            task_seed = derive(wave_seed, "task", task.id)
-            environment_seed = derive(task_seed, "environment")
-            for attempt in range(order.attempts):
-                id_ = trajectory_id(order.wave, task.id, attempt)
-                if id_ in skip:
-                    continue
-                await self._permits.acquire()
-                if book.cancelled:
-                    self._permits.release()
-                    return
-                seed = derive(task_seed, "attempt", attempt)
-                self._start(
-                    book,
-                    live,
-                    RunEpisode(
-                        id_,
-                        order.rollout,
-                        task,
-                        order.wave,
-                        attempt,
-                        seed,
-                        environment_seed,
-                    ),
-                )
+        for episode in islice(episodes(order), book.admitted, None):
+            await book.room(self._permits.statistics().size + _LEAD)
+            await self._permits.acquire()
+            if book.cancelled:
+                self._permits.release()
+                return
+            try:
+                self._start(book, episode)
+            except BaseException:
+                self._permits.release()
+                raise
 
-    def _start(self, book: RolloutBook, live: dict[str, ActorRef], order: RunEpisode) -> None:
-        assert self._sessions is not None  # on_start ran before any message
-        book.admit(order)
+    def _start(self, book: RolloutBook, order: RunEpisode) -> None:
         spec = ChildSpec(
             name=f"{order.rollout}:{order.id}",  # unique even if two rollouts share ids
             factory=lambda: Session(book.settings[order.task.env], self._collector),
             restart=Restart.TEMPORARY,
+            stop_timeout=0.0,  # whoever stops a session wants no more turns of it
         )
         ref = self._sessions.start_child_nowait(
-            spec, on_exit=lambda gone: self._session_gone(order, live, gone)
+            spec, on_exit=lambda gone: self._session_gone(book, order, gone)
         )
-        live[order.id] = ref
+        book.admit(order)
+        self._live.setdefault(order.rollout, {})[order.id] = ref
         ref.tell_nowait(order)
 
-    def _session_gone(self, order: RunEpisode, live: dict[str, ActorRef], gone: Exit) -> None:
-        """Free the permit; if the session ended badly, see that its record exists."""
+    def _session_gone(self, book: RolloutBook, order: RunEpisode, gone: Exit) -> None:
+        """Free the permit; if the session could not tell its record, tell one in its place."""
         self._permits.release()
-        live.pop(order.id, None)
-        if gone.error is None and not gone.cancelled:
-            return
-        book = self._ledger.books.get(order.rollout)
-        if book is None or order.id not in book.open:
-            return
-        record = EpisodeEnded(order.rollout, _record_in_place(order, book, gone))
+        live = self._live.get(order.rollout)
+        if live is not None:
+            live.pop(order.id, None)
+            if not live:
+                del self._live[order.rollout]
+        if order.id in book.open:
+            self._tell(book, order, gone.error)
+
+    def _tell(self, book: RolloutBook, order: RunEpisode, error: BaseException | None) -> None:
+        fault = Fault(*classify(error)) if error is not None else None
+        record = EpisodeEnded(order.rollout, book.stand_in(order, fault))
         try:
             self._collector.tell_nowait(record)
-        except ActorError:
+        except MailboxFull:
             self.background(self._collector.tell, record)
+        except ActorDead:
+            pass  # the engine is closing: whoever iterates is told so
 
-    async def _cancel(self, rollout: int) -> None:
+    async def _cancel(self, rollout: int, book: RolloutBook) -> None:
         """Admit no more of it, stop its sessions, and let their records arrive."""
-        book = self._ledger.books.get(rollout)
-        if book is not None:
-            book.cancelled = True
-        assert self._sessions is not None
-        for ref in list(self._live.pop(rollout, {}).values()):
+        book.cancel()
+        live = list(self._live.get(rollout, {}).values())
+        for ref in live:
+            ref.stop()  # all of them, before waiting for one
+        for ref in live:
             await self._sessions.stop_child(ref)
-            await trio.lowlevel.checkpoint()
+        book.settle()
 
 
-def _record_in_place(order: RunEpisode, book: RolloutBook, gone: Exit) -> Trajectory:
-    """The record of an episode whose session could not tell one."""
-    fault = None
-    if gone.error is not None:
-        kind, text = classify(gone.error)
-        fault = Fault(kind, text)
-    return Trajectory(
-        id=order.id,
-        env=order.task.env,
-        task_id=order.task.id,
-        split=order.task.split,
-        wave=order.wave,
-        attempt=order.attempt,
-        seed=order.seed,
-        environment_seed=order.environment_seed,
-        outcome=Outcome.FAULT if fault else Outcome.CANCELLED,
-        reward=None,
-        fault=fault,
-        policy=book.settings[order.task.env].policy_name,
-    )
+def episodes(order: RunRollout) -> Iterator[RunEpisode]:
+    """The episodes of a rollout in the order of their admission, with their seeds."""
+    skip = frozenset(order.skip)
+    wave_seed = derive(order.seed, "wave", order.wave)
+    for task in order.tasks:
+        task_seed = derive(wave_seed, "task", task.id)
+        environment_seed = derive(task_seed, "environment")
+        for attempt in range(order.attempts):
+            id_ = trajectory_id(order.wave, task.id, attempt)
+            if id_ not in skip:
+                seed = derive(task_seed, "attempt", attempt)
+                yield RunEpisode(
+                    id_, order.rollout, task, order.wave, attempt, seed, environment_seed
+                )

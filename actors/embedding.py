@@ -17,9 +17,10 @@ Not here: evolution (`campaign`), asyncio (`guest`), the command line.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -27,7 +28,8 @@ from typing import Final, Self
 import trio
 
 from ..engine.actor import Actor
-from ..engine.errors import ConfigError
+from ..engine.codec import Message
+from ..engine.errors import ActorDead, ActorRestarted, ConfigError
 from ..engine.journal import Journal
 from ..engine.permits import Permits
 from ..engine.ref import ActorRef
@@ -47,9 +49,6 @@ from .policy_source import PolicySource, policy_source
 from .protocol import Accepted, CancelRollout, RunRollout, Sampling
 from .session import SessionSettings
 from .weights import publish
-
-_STREAM: Final = 256
-"""Finished trajectories a consumer may lag behind before sessions are held."""
 
 _CONTROL_SECONDS: Final = 60.0
 """Deadline of a control message (begin or cancel a rollout)."""
@@ -96,6 +95,7 @@ class Engine:
         self._dispatcher = dispatcher
         self._holder = holder
         self._specs: dict[str, EnvSpec] = {}
+        self._threads = trio.CapacityLimiter(math.inf)
 
     def spec(self, env: str) -> EnvSpec:
         """The environment of that id, resolved once.
@@ -157,7 +157,7 @@ class Engine:
             for task in tasks
             for attempt in range(attempts)
         )
-        send, receive = trio.open_memory_channel[Trajectory](_STREAM)
+        send, receive = trio.open_memory_channel[Trajectory](math.inf)
         book = RolloutBook(settings, planned, send, journal)
         number = self.ledger.open_book(book)
         order = RunRollout(
@@ -189,15 +189,24 @@ class Engine:
             turn_limit=turn_limit,
             turn_seconds=self.settings.turn_seconds,
             episode_seconds=self.settings.episode_seconds,
+            threads=self._threads,
         )
 
     async def begin(self, order: RunRollout) -> None:
         """Hand a rollout to the dispatcher."""
-        await self._dispatcher.ask(order, Accepted, timeout=_CONTROL_SECONDS)
+        await self._control(order)
 
     async def cancel(self, rollout: int) -> None:
         """Stop a rollout's sessions; their records still reach its stream."""
-        await self._dispatcher.ask(CancelRollout(rollout), Accepted, timeout=_CONTROL_SECONDS)
+        await self._control(CancelRollout(rollout))
+
+    async def _control(self, message: Message) -> None:
+        while True:
+            try:
+                await self._dispatcher.ask(message, Accepted, timeout=_CONTROL_SECONDS)
+            except ActorRestarted:
+                continue  # both may be repeated
+            return
 
     def batch_fill(self) -> float:
         """Mean share of the inference batch in use; 0 where it is unbounded or no model acts."""
@@ -271,12 +280,14 @@ class Rollout:
             else:
                 await self._engine.begin(self._order)
         try:
-            return await self._stream.receive()
+            trajectory = await self._stream.receive()
         except trio.EndOfChannel:
             self._engine.ledger.close_book(self._order.rollout)
             if self._book.error is not None:
                 raise self._book.error from None
             raise StopAsyncIteration from None
+        self._book.take()
+        return trajectory
 
     def ready(self) -> list[Trajectory]:
         """What has ended already, without waiting."""
@@ -285,17 +296,22 @@ class Rollout:
             try:
                 trajectories.append(self._stream.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                self._book.take(len(trajectories))
                 return trajectories
 
     async def aclose(self) -> None:
-        """Cancel what still runs; finished records that were not yet taken are dropped here
-        (a journal has them)."""
+        """Cancel what still runs, and wait until it has ended, also when cancelled; finished
+        records that were not yet taken are dropped here (a journal has them)."""
         self._stream.close()
+        self._book.cancel()
         try:
             if self._begun and not self._book.complete:
-                await self._engine.cancel(self._order.rollout)
+                # Shielded: the mailbox skips an ask whose asker has gone. It is short, since
+                # sessions are cancelled, and has the deadline of a control message.
+                with trio.CancelScope(shield=True), suppress(ActorDead):
+                    await self._engine.cancel(self._order.rollout)
         finally:
-            # Also when we are cancelled ourselves: nothing may reach a closed journal.
+            # Whatever happened: nothing may reach a closed journal.
             self._engine.ledger.close_book(self._order.rollout)
 
     async def __aenter__(self) -> Self:
@@ -337,7 +353,8 @@ async def open_engine(
     limits = settings or EngineSettings(concurrency=concurrency, seed=seed)
     source = policy if isinstance(policy, PolicySource) else policy_source(policy)
     ledger, permits = Ledger(), Permits(limits.concurrency)
-    async with ActorSystem(seed=limits.seed) as system:
+    system = ActorSystem(seed=limits.seed, shutdown_seconds=limits.shutdown_seconds)
+    async with _closing(ledger), system:
 
         async def start(name: str, factory: Callable[[], Actor]) -> ActorRef:
             return await system.start(ChildSpec(name=name, factory=factory))
@@ -351,3 +368,14 @@ async def open_engine(
             inference = await start("inference", lambda: Inference(make_backend, serving))
         dispatcher = await start("dispatcher", lambda: Dispatcher(ledger, permits, collector))
         yield Engine(limits, source, ledger, permits, dispatcher, inference, holder)
+
+
+@asynccontextmanager
+async def _closing(ledger: Ledger) -> AsyncIterator[None]:
+    """At the end, tell those who still iterate that nothing more will come."""
+    try:
+        yield
+    finally:
+        for book in ledger.books.values():
+            if not (book.complete and book.delivered == book.ended):
+                book.fail(ActorDead("the engine closed before the rollout had ended"))

@@ -22,7 +22,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import outcome
 import trio
@@ -71,7 +71,8 @@ class AsyncioEngine:
                 for trajectory in batch:
                     yield trajectory
         finally:
-            await self._portal.call(rollout.aclose)
+            with suppress(ActorDead):  # the engine is closed, and its sessions with it
+                await self._portal.call(rollout.aclose)
 
     async def swap_weights(self, version: int, path: str) -> None:
         """Serve other weights from now on, as `Engine.swap_weights` does."""
@@ -141,8 +142,9 @@ class _Portal:
             done_callback=self._done,
             host_uses_signal_set_wakeup_fd=True,
         )
+        either: tuple[asyncio.Future[Any], ...] = (self._ready, self._ended)
         try:
-            await asyncio.wait([self._ready, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await self.stop()
             raise
@@ -174,13 +176,18 @@ class _Portal:
 
         Raises what the engine died of, if it did.
         """
-        self._in_trio(self._stop.cancel)
+        if not self._in_trio(self._stop.cancel):
+            self._stop.cancel()  # it has not begun yet
+        cancelled = False
         while not self._ended.done():
             try:
                 await asyncio.wait([self._ended])
             except asyncio.CancelledError:
-                continue  # closing has its own deadline; leaving now would orphan the sessions
+                # Closing has its own deadline; leaving now would orphan the sessions.
+                cancelled = True
         self._ended.result()
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run an async function inside trio and give its result to asyncio.
@@ -188,39 +195,54 @@ class _Portal:
         Raises:
             ActorDead: the engine is closed.
         """
-        nursery = self._nursery
-        if self._ended.done() or nursery is None:
-            raise ActorDead("the engine is closed: open a new one")
         future: asyncio.Future[T] = self._loop.create_future()
         scope = trio.CancelScope()
+
+        def fail(error: BaseException) -> None:
+            if not future.done():
+                future.set_exception(error)
 
         async def run() -> None:
             try:
                 with scope:
-                    result = await outcome.acapture(function)
-            except trio.Cancelled:
-                if not future.done():
-                    future.set_exception(ActorDead("the engine closed before it answered"))
-                raise
-            if future.done() or scope.cancelled_caught:
-                return
-            if isinstance(result, outcome.Error):
-                future.set_exception(result.error)
-            else:
-                future.set_result(result.unwrap())
+                    result = await function()
+                    if not future.done():
+                        future.set_result(result)
+            except Exception as error:  # noqa: BLE001 (it is raised where it was asked for)
+                fail(error)
+            finally:
+                fail(_closed())  # unless there is an answer: we were cancelled from within trio
 
-        self._in_trio(nursery.start_soon, run)
+        def begin() -> None:
+            nursery = self._nursery
+            try:
+                if nursery is None:
+                    raise _closed()
+                nursery.start_soon(run)
+            except (RuntimeError, ActorDead):  # trio's word for a nursery that has ended
+                fail(_closed())
+
+        if self._ended.done() or not self._in_trio(begin):
+            raise _closed()
         try:
             return await future
         except asyncio.CancelledError:
             self._in_trio(scope.cancel)
             raise
 
-    def _in_trio(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have trio's loop call a function soon; nothing happens if trio is over."""
-        if self._token is not None:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(function, *arguments)
+    def _in_trio(self, function: Callable[[], object]) -> bool:
+        """Have trio's loop call a function soon; False if trio has not begun or is over."""
+        if self._token is None:
+            return False
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+
+def _closed() -> ActorDead:
+    return ActorDead("the engine is closed: open a new one")
 
 
 def _single(error: BaseException) -> BaseException:

@@ -1,10 +1,14 @@
 """What was admitted and what has ended: the book behind "exactly one outcome".
 
-The dispatcher enters every episode before its session exists; the collector
+The dispatcher enters every episode before its session runs; the collector
 strikes it out when its record arrives. The first record wins, any later one is
 refused, and a rollout is complete when nothing is open.
 
-Invariant: for every admitted id, exactly one trajectory is handed to the stream.
+Invariants:
+
+* for every admitted id, exactly one trajectory is handed to the stream;
+* a rollout runs at most `lead` episodes ahead of its consumer, so that a slow one
+  holds its own rollout back and nobody else's.
 
 Records wait here between the collector's mailbox and their stream, so that a
 collector that dies takes none with it. The engine owns the ledger, outside every
@@ -17,14 +21,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
-from ..engine.errors import StoreError
+from ..engine.errors import RollwaveError
 from ..engine.journal import Journal
-from ..engine.trajectory import Outcome, Trajectory
-from .protocol import RunEpisode
+from ..engine.trajectory import Fault, Outcome, Trajectory
+from .protocol import RunEpisode, RunRollout
 from .session import SessionSettings
 
 
@@ -37,22 +42,35 @@ class RolloutBook:
     planned: int
     """Episodes to be admitted in all."""
     stream: trio.MemorySendChannel[Trajectory]
+    """Unbounded: `room` is what bounds it."""
     journal: Journal | None = None
+    order: RunRollout | None = None
+    """Set when the dispatcher has accepted it: what its next incarnation goes on with."""
     open: dict[str, RunEpisode] = field(default_factory=dict)
     admitted: int = 0
     ended: int = 0
     delivered: int = 0
+    taken: int = 0
+    """Records that the consumer has."""
     turns: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     cancelled: bool = False
-    error: StoreError | None = None
-    """Why the rollout cannot go on: its journal failed. Raised to whoever iterates."""
+    error: RollwaveError | None = None
+    """Why the rollout cannot go on (its journal failed, the engine closed). Raised to
+    whoever iterates."""
+    _moved: trio.Event = field(default_factory=trio.Event)
 
     @property
     def complete(self) -> bool:
         """Whether every episode that ever will be admitted has ended."""
         everything_admitted = self.cancelled or self.admitted == self.planned
         return everything_admitted and not self.open
+
+    async def room(self, lead: int) -> None:
+        """Wait until fewer than `lead` admitted episodes are missing at the consumer."""
+        while self.admitted - self.taken >= lead and not self.cancelled:
+            self._moved = trio.Event()
+            await self._moved.wait()
 
     def admit(self, order: RunEpisode) -> None:
         """Enter an episode."""
@@ -68,11 +86,49 @@ class RolloutBook:
         self.outcomes[trajectory.outcome] += 1
         return True
 
-    def fail(self, error: StoreError) -> None:
+    def deliver(self, trajectory: Trajectory) -> None:
+        """Hand an ended episode to the consumer; to nobody, if nobody listens any more."""
+        self.delivered += 1
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self.stream.send_nowait(trajectory)
+        self.settle()
+
+    def take(self, records: int = 1) -> None:
+        """Note that the consumer has taken so many records."""
+        self.taken += records
+        self._moved.set()
+
+    def cancel(self) -> None:
+        """Admit nothing more."""
+        self.cancelled = True
+        self._moved.set()
+
+    def fail(self, error: RollwaveError) -> None:
         """End the rollout early with an error; what was delivered stays delivered."""
         self.error = self.error or error
-        self.cancelled = True
+        self.cancel()
         self.stream.close()
+
+    def settle(self) -> None:
+        """End the stream if nothing more will come."""
+        if self.complete and self.delivered == self.ended:
+            self.stream.close()
+
+    def stand_in(self, order: RunEpisode, fault: Fault | None = None) -> Trajectory:
+        """The record of an episode that has none of its own: a fault, or cancelled."""
+        return Trajectory(
+            id=order.id,
+            env=order.task.env,
+            task_id=order.task.id,
+            split=order.task.split,
+            wave=order.wave,
+            attempt=order.attempt,
+            seed=order.seed,
+            outcome=Outcome.FAULT if fault else Outcome.CANCELLED,
+            reward=None,
+            fault=fault,
+            policy=self.settings[order.task.env].policy_name,
+        )
 
 
 class Ledger:

@@ -12,6 +12,7 @@ Not here: stepping the environment and deciding outcomes (`session`).
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from array import array
@@ -96,6 +97,7 @@ class ExpertPolicy(Policy):
         action = self._environment.expert()
         if action is None:
             raise EnvironmentFault("the environment's expert has no action from here")
+        require_text("expert", action)
         return Act(self._format.render(f'The next step is "{action}".', action))
 
 
@@ -118,6 +120,7 @@ class RandomPolicy(Policy):
         if not actions:
             raise EnvironmentFault("the environment lists no available action")
         choice = random.Random(derive(self._seed, "turn", turn)).choice(actions)  # noqa: S311
+        require_text("available_actions", choice)
         return Act(self._format.render("I try something.", choice))
 
 
@@ -164,24 +167,33 @@ class ModelPolicy(Policy):
             BackendError, ActorError, DeadlineExceeded: no completion can be had.
         """
         completion = await self._ask(self._request(observation, turn))
+        ids, logprobs = self._sampled(completion)
         if self._renderer is None:
             self._messages.append(ChatMessage("assistant", completion.text, True))
-        sampled = len(completion.token_ids) // 4
-        if len(completion.logprobs) // 4 != sampled:
-            raise BackendError(
-                f"{sampled} tokens with {len(completion.logprobs) // 4} log-probs for "
-                f"{completion.request_id}"
-            )
-        start = len(self._ids)
-        if sampled:
-            self._ids.extend(unpack_tokens(completion.token_ids))
-            self._logprobs.extend(unpack_floats(completion.logprobs))
-            self._mask += b"\x01" * sampled
+        start, sampled = len(self._ids), len(ids)
+        self._ids.extend(ids)
+        self._logprobs.extend(logprobs)
+        self._mask += b"\x01" * sampled
         self._closed = completion.finish is FinishReason.STOP
         text = completion.text
         if self._renderer is not None and not text and sampled:
             text = self._renderer.decode(self._ids[start:])
         return Act(text, completion.finish, start, start + sampled, completion.policy_version)
+
+    def _sampled(self, completion: Completion) -> tuple[array[int], array[float]]:
+        """The sampled tokens and their log-probs; refuses what could not be learned from."""
+        ids = unpack_tokens(completion.token_ids)
+        logprobs = unpack_floats(completion.logprobs)
+        wrong = ""
+        if len(logprobs) != len(ids):
+            wrong = f"{len(ids)} tokens with {len(logprobs)} log-probs"
+        elif not math.isfinite(sum(logprobs)):
+            wrong = "a log-prob that is no finite number"
+        elif self._renderer is not None and completion.text and not ids:
+            wrong = "text without its tokens, which the next prompt needs"
+        if wrong:
+            raise BackendError(f"the backend answered {completion.request_id} with {wrong}")
+        return ids, logprobs
 
     def _request(self, observation: str, turn: int) -> Generate:
         """The request of this turn; the observation joins the prompt here, once."""
@@ -228,3 +240,18 @@ class ModelPolicy(Policy):
     def tokens(self) -> tuple[bytes, bytes, bytes]:
         """Packed token ids, loss mask and log-probs so far."""
         return self._ids.tobytes(), pack_mask(self._mask), self._logprobs.tobytes()
+
+
+def require_text(what: str, text: object) -> None:
+    """Refuse what an environment says if it is no text, or text that no message can carry.
+
+    Raises:
+        EnvironmentFault: it is of another type, or has half a character (a lone surrogate).
+    """
+    if type(text) is not str:
+        raise EnvironmentFault(f"{what} answered {type(text).__name__}, not text")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EnvironmentFault(f"{what} answered text that is not Unicode: {error}") from None

@@ -1,8 +1,8 @@
 """One episode: observation → completion → action → step, until an outcome.
 
 A session actor is made for one episode, handed one `RunEpisode`, tells the
-collector one `EpisodeEnded`, and stops. It is a temporary child: nobody restarts
-it, because the episode's record says what happened instead.
+collector one `EpisodeEnded`, and stops when that is accepted. It is a temporary
+child: nobody restarts it, because the episode's record says what happened instead.
 
 Invariants:
 
@@ -11,7 +11,7 @@ Invariants:
   dispatcher does);
 * a fault is never a reward;
 * one deadline a turn covers inference and environment together, and names the
-  stage that was late.
+  stage that was late; making, resetting and closing the environment have the same.
 
 This is the boundary where foreign exceptions become faults. Not here: who acts
 (`policies`), what an action looks like (`envs.formats`).
@@ -22,20 +22,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
 
 from ..engine.actor import Actor
 from ..engine.clock import rolling_deadline
-from ..engine.errors import ActorError, EnvironmentFault, FaultKind, classify
+from ..engine.errors import ActorError, ActorRestarted, EnvironmentFault, FaultKind, classify
 from ..engine.ref import ActorRef
 from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
 from ..envs.base import Environment, EnvSpec, StepResult
 from ..envs.formats import ActionFormat
-from .policies import ContextFull, Policy
-from .protocol import EpisodeEnded, RunEpisode
+from .policies import ContextFull, Policy, require_text
+from .protocol import Accepted, EpisodeEnded, RunEpisode
 
 T = TypeVar("T")
 _REWARD_SLACK: Final = 1e-6
@@ -58,6 +58,9 @@ class SessionSettings:
     """Deadline of one turn: completion and environment step together."""
     episode_seconds: float = math.inf
     """Deadline of the whole episode."""
+    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(math.inf))
+    """Of environments that run in threads. The permits bound them already; trio's default
+    limiter would let the few threads of worlds that hang for ever starve all others."""
 
 
 class Session(Actor):
@@ -75,13 +78,22 @@ class Session(Actor):
         episode = Episode(self._settings, message)
         try:
             await episode.play()
+            await self._report(EpisodeEnded(message.rollout, episode.record()))
         except trio.Cancelled:
             # If the mailbox is full or gone, our dispatcher tells the collector instead.
             with suppress(ActorError):
                 self._collector.tell_nowait(EpisodeEnded(message.rollout, episode.record()))
             raise
-        await self._collector.tell(EpisodeEnded(message.rollout, episode.record()))
         self.stop()
+
+    async def _report(self, record: EpisodeEnded) -> None:
+        """Tell the collector until an incarnation of it has accepted the record."""
+        while True:
+            try:
+                await self._collector.ask(record, Accepted)
+            except ActorRestarted:
+                continue
+            return
 
 
 class Episode:
@@ -92,6 +104,7 @@ class Episode:
         self._order = order
         self._inline = settings.spec.cost == "inline"
         self._environment: Environment | None = None
+        self._over = False
         self._policy: Policy | None = None
         self._turns: list[Turn] = []
         self._observation = ""
@@ -109,21 +122,22 @@ class Episode:
                 f"episode {self._order.id}", self._settings.episode_seconds
             ) as limit:
                 await self._run(limit)
-        except Exception as error:  # noqa: BLE001 (the boundary: every fault becomes a record)
+                await self._close(limit)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (the boundary: faults become data)
+            # SystemExit too: worlds written as scripts call sys.exit.
             kind, text = classify(error, unknown=self._stage)
             self._outcome = Outcome.FAULT
             self._fault = Fault(kind, text, len(self._turns))
         finally:
-            self._close()
+            self._abandon()
 
     async def _run(self, limit: rolling_deadline) -> None:
         settings, order = self._settings, self._order
         turn_limit = settings.turn_limit or settings.spec.turn_limit
         limit.stage(f"reset of {order.id}", settings.turn_seconds, self._started)
-        environment = await self._call(settings.spec.make)
-        self._environment = environment
+        environment = await self._call(self._make)
         self._observation = await self._call(environment.reset, order.task, order.environment_seed)
-        _require_text("reset", self._observation)
+        require_text("reset", self._observation)
         policy = self._policy = settings.make_policy(environment)
         policy.open(settings.spec.prompt, order.id, order.seed)
         now = trio.current_time()
@@ -139,6 +153,7 @@ class Episode:
                 break
         else:
             self._truncation = "turns"
+        self._require_range()
         if self._truncation:
             self._outcome = Outcome.TRUNCATED
         else:
@@ -169,7 +184,7 @@ class Episode:
                 self._observation,
                 act.completion,
                 action,
-                result.reward,
+                float(result.reward),
                 act.start,
                 act.end,
                 act.policy_version,
@@ -187,14 +202,27 @@ class Episode:
         """Refuse garbage before it becomes a reward."""
         if type(result) is not StepResult:
             raise EnvironmentFault(f"step answered {type(result).__name__}, not a StepResult")
-        _require_text("step", result.observation)
+        require_text("step", result.observation)
         if not isinstance(result.reward, int | float) or not math.isfinite(result.reward):
             raise EnvironmentFault(f"step answered the reward {result.reward!r}")
-        low, high = self._settings.spec.reward_range
-        total = self._reward + result.reward
-        if result.done and not low - _REWARD_SLACK <= total <= high + _REWARD_SLACK:
-            raise EnvironmentFault(f"the episode's reward {total} is outside [{low}, {high}]")
+        for flag in (result.terminated, result.truncated, result.success):
+            if type(flag) is not bool:
+                raise EnvironmentFault(f"step answered the flag {flag!r}, not a bool")
         return result
+
+    def _require_range(self) -> None:
+        low, high = self._settings.spec.reward_range
+        if not low - _REWARD_SLACK <= self._reward <= high + _REWARD_SLACK:
+            raise EnvironmentFault(
+                f"the episode's reward {self._reward} is outside [{low}, {high}]"
+            )
+
+    def _make(self) -> Environment:
+        """Make the environment; if that was so late that nobody wants it, close it."""
+        environment = self._environment = self._settings.spec.make()
+        if self._over:
+            environment.close()
+        return environment
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         """Call the environment where its cost class says: here, or in a thread.
@@ -204,21 +232,37 @@ class Episode:
         """
         if self._inline:
             return function(*arguments)
-        return await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            function, *arguments, abandon_on_cancel=True, limiter=self._settings.threads
+        )
 
-    def _close(self) -> None:
+    async def _close(self, limit: rolling_deadline) -> None:
+        """Close the environment as part of the episode.
+
+        The reward was earned before, but a world that cannot be closed is leaking: the
+        episode counts as a fault, so that it is seen.
+        """
+        assert self._environment is not None  # the episode has an outcome
+        self._stage = FaultKind.ENVIRONMENT
+        limit.stage(f"close of {self._order.id}", self._settings.turn_seconds, trio.current_time())
+        await self._call(self._environment.close)
+        self._environment = None
+
+    def _abandon(self) -> None:
+        """Close an environment that is left behind, without waiting for it.
+
+        A thread may still be in it, or on its way out of `make`: `close` is what
+        releases the one, and `_make` sees to the other.
+        """
+        self._over = True
         environment, self._environment = self._environment, None
         if environment is None:
             return
-        try:
-            environment.close()
-        except Exception as error:  # noqa: BLE001 (part of the same boundary)
-            # The reward was earned before, but a world that cannot be closed is leaking:
-            # the episode counts as a fault, so that it is seen.
-            if self._outcome is not Outcome.CANCELLED and self._fault is None:
-                kind, text = classify(error, unknown=FaultKind.ENVIRONMENT)
-                self._outcome = Outcome.FAULT
-                self._fault = Fault(kind, f"close: {text}", len(self._turns))
+        if self._inline:
+            with suppress(Exception):  # the record says already what went wrong
+                environment.close()
+        else:
+            trio.lowlevel.start_thread_soon(environment.close, lambda _: None, "close")
 
     def record(self) -> Trajectory:
         """The trajectory as it stands: complete after `play`, else CANCELLED."""
@@ -252,18 +296,3 @@ class Episode:
             started=self._started,
             seconds=trio.current_time() - self._started,
         )
-
-
-def _require_text(what: str, observation: object) -> None:
-    """Refuse an observation that is no text, or text that no message can carry.
-
-    Raises:
-        EnvironmentFault: it is of another type, or has half a character (a lone surrogate).
-    """
-    if type(observation) is not str:
-        raise EnvironmentFault(f"{what} answered {type(observation).__name__}, not text")
-    if not observation.isascii():
-        try:
-            observation.encode()
-        except UnicodeEncodeError as error:
-            raise EnvironmentFault(f"{what} answered text that is not Unicode: {error}") from None
