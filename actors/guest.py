@@ -19,7 +19,7 @@ Not here: the engine (`embedding`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -57,7 +57,7 @@ class AsyncioEngine:
         wave: int = 0,
         sampling: Sampling | None = None,
         turn_limit: int = 0,
-    ) -> AsyncIterator[Trajectory]:
+    ) -> AsyncGenerator[Trajectory, None]:
         """Play every task `attempts` times, as `Engine.rollout` does.
 
         An asyncio loop closes an async generator that was left early, so what still
