@@ -10,11 +10,12 @@ Invariants:
 
 * an answer, its tokens and its latency depend on the request (its seed) alone, never
   on batching order or concurrency;
-* one task serves every request: no task and no timer a request.
+* one task serves every request: no task and no timer a request;
+* the server it stands for does not wait for our loop: when the loop is late, the next
+  batch was launched in time, with the requests that had arrived by then.
 
-Simplifications: the texts of a script are taken whole (`max_tokens` cuts only
-fabricated tokens), and a late loop launches the next batch late (a server in a
-process of its own would not), so what is measured with it is an upper bound of time.
+Simplification: the texts of a script are taken whole (`max_tokens` cuts only
+fabricated tokens).
 
 Not here: an HTTP server with a latency (`benchmarks/stub_server.py`).
 """
@@ -47,11 +48,12 @@ Tokenise = Callable[[str], Sequence[int]]
 class _Pending:
     """One request between `submit` and its answer."""
 
-    __slots__ = ("done", "request")
+    __slots__ = ("arrived", "done", "request")
 
-    def __init__(self, request: Generate, done: Done) -> None:
+    def __init__(self, request: Generate, done: Done, arrived: float) -> None:
         self.request = request
         self.done = done
+        self.arrived = arrived
 
 
 class ScriptedBackend(Backend):
@@ -109,7 +111,7 @@ class ScriptedBackend(Backend):
 
     def submit(self, request: Generate, done: Done) -> None:
         """Accept a request; an earlier one of the same id is forgotten."""
-        pending = _Pending(request, done)
+        pending = _Pending(request, done, trio.current_time())
         self._pending[request.request_id] = pending
         self.statistics.requests += 1
         self.statistics.prompt_tokens += len(request.prompt_ids) // 4
@@ -138,9 +140,11 @@ class ScriptedBackend(Backend):
             self._asleep_until = float("-inf")
             if self._wake.is_set():
                 self._wake = trio.Event()
-            due = self._collect()
+            now = trio.current_time()
+            due, free_at = self._collect(now)
             if self._capacity and not self._running and not self._held:
-                self._launch_batch()  # before the answers go out: their handling overlaps with it
+                # Before the answers go out: their handling overlaps with it.
+                self._launch_batch(now, free_at)
             for pending in due:
                 self._finish(pending)
             if not self._running:
@@ -160,7 +164,9 @@ class ScriptedBackend(Backend):
             self._held = False
             if not self._capacity:
                 while self._queue:
-                    self._launch_alone(self._queue.popleft())
+                    pending = self._queue.popleft()
+                    pending.arrived = trio.current_time()  # it was held until now
+                    self._launch_alone(pending)
             self._wake.set()
 
     def die(self, reason: str = "died, as it was told to") -> None:
@@ -170,32 +176,35 @@ class ScriptedBackend(Backend):
 
     def _launch_alone(self, pending: _Pending) -> None:
         request = pending.request
-        due = trio.current_time() + self.latency.draw(request.seed) + self.latency.per_request
+        due = pending.arrived + self.latency.draw(request.seed) + self.latency.per_request
         heappush(self._running, (due, next(self._order), pending))
         if due < self._asleep_until:
             self._wake.set()
 
-    def _launch_batch(self) -> None:
+    def _launch_batch(self, now: float, free_at: float) -> None:
+        """Launch what is queued: at `free_at` what had arrived by then, else now."""
+        start = free_at if self._queue and self._queue[0].arrived <= free_at else now
         batch: list[_Pending] = []
-        while self._queue and len(batch) < self._capacity:
+        while self._queue and len(batch) < self._capacity and self._queue[0].arrived <= start:
             pending = self._queue.popleft()
             if self._pending.get(pending.request.request_id) is pending:  # not cancelled
                 batch.append(pending)
         if not batch:
             return
-        due = trio.current_time() + self.latency.batch([p.request.seed for p in batch])
+        due = start + self.latency.batch([p.request.seed for p in batch])
         # One due time and rising order: a sorted list is a heap.
         self._running = [(due, next(self._order), pending) for pending in batch]
         self.statistics.batches += 1
         self.statistics.batch_requests += len(batch)
 
-    def _collect(self) -> list[_Pending]:
-        """Take what is due off the heap."""
-        now = trio.current_time()
+    def _collect(self, now: float) -> tuple[list[_Pending], float]:
+        """Take what is due off the heap; also give when the last of it was due (now if none)."""
         due: list[_Pending] = []
+        free_at = now
         while self._running and self._running[0][0] <= now:
-            due.append(heappop(self._running)[2])
-        return due
+            free_at, _, pending = heappop(self._running)
+            due.append(pending)
+        return due, free_at
 
     def _finish(self, pending: _Pending) -> None:
         request_id = pending.request.request_id

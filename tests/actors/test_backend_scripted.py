@@ -187,6 +187,32 @@ def test_a_short_request_overtakes_a_long_one() -> None:
     assert asker.times["fast"] == pytest.approx(0.01 + latency.draw(fast))
 
 
+def test_a_late_loop_does_not_make_the_server_late() -> None:
+    """Of two batches that end while the loop is busy, both are answered when it is back."""
+    clock = trio.testing.MockClock()  # stands still unless told
+
+    async def main() -> None:
+        backend = ScriptedBackend(ConstantLatency(1.0), 2)
+        asker = Asker(backend)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: backend.run(task_status=task_status))
+            for k in range(3):
+                asker.submit(request(str(k)))
+            await trio.testing.wait_all_tasks_blocked()
+            clock.jump(1.5)
+            asker.submit(request("late"))  # the second batch had been launched at 1.0 without it
+            clock.jump(1.0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(asker.results) == {"0", "1", "2"}
+            clock.jump(0.5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(asker.results) == {"0", "1", "2", "late"}
+            assert backend.statistics.batches == 3
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=clock)
+
+
 def test_requests_that_came_before_the_start_are_served() -> None:
     backend = ScriptedBackend(ConstantLatency(1.0), 4)
 
