@@ -121,9 +121,10 @@ class _Report:
     """Engine thread → trio loop: what happened since the last one."""
 
     finished: list[Finished] = field(default_factory=list)
+    steps: int = 0
+    batch_requests: int = 0
+    """Sum of the batch sizes over the steps."""
     step_seconds: float = 0.0
-    batch: int = 0
-    """Requests in the step; 0 = there was none."""
     swap: _Swap | None = None
     started: float = 0.0
     """Seconds it took to build the engine, in the first report."""
@@ -243,9 +244,9 @@ class ThreadedBackend(Backend):
 
     def _deliver(self, report: _Report, task_status: trio.TaskStatus[None]) -> None:
         statistics = self.statistics
-        if report.batch:
-            statistics.batches += 1
-            statistics.batch_requests += report.batch
+        if report.steps:
+            statistics.batches += report.steps
+            statistics.batch_requests += report.batch_requests
             seconds = statistics.extra.get("step_seconds", 0.0) + report.step_seconds
             statistics.extra["step_seconds"] = seconds
         if report.swap is not None:
@@ -284,6 +285,7 @@ class _EngineThread:
         self._backlog: deque[_Add | _Swap] = deque()  # accepted, in order
         self._dropped: set[str] = set()  # aborted while in the backlog
         self._running: set[str] = set()
+        self._report = _Report()  # of the steps since the last one that ended a request
         self._stopped = False
 
     def main(self) -> None:
@@ -312,7 +314,7 @@ class _EngineThread:
                 self._take(self.inbox.get_nowait())
         if self._stopped:
             return
-        report = _Report()
+        report = self._report
         while self._backlog:
             head = self._backlog[0]
             if isinstance(head, _Swap):
@@ -323,14 +325,15 @@ class _EngineThread:
                 self._add(head, report)
             self._backlog.popleft()
         if self._running:
-            report.batch = len(self._running)
-            if self._capacity:
-                report.batch = min(report.batch, self._capacity)
+            report.steps += 1
+            report.batch_requests += min(len(self._running), self._capacity or len(self._running))
             began = time.perf_counter()
-            report.finished += self._engine.step()
-            report.step_seconds = time.perf_counter() - began
-            self._running.difference_update(key for key, _ in report.finished)
-        if report.batch or report.finished:
+            finished = self._engine.step()
+            report.step_seconds += time.perf_counter() - began
+            report.finished += finished
+            self._running.difference_update(key for key, _ in finished)
+        if report.finished:  # a step that ended nothing wakes nobody
+            self._report = _Report()
             self._post(report)
 
     def _take(self, commands: list[_Command]) -> None:

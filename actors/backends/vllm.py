@@ -24,11 +24,11 @@ them), several GPUs, and who restarts a dead engine (`inference`).
 from __future__ import annotations
 
 import copy
-import gc
 import importlib
 import logging
 import os
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ _ENVIRONMENT: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",  # model directories are local; never look for them elsewhere
 }
-_ALIVE: Final = threading.Lock()
+ENGINE_ALIVE: Final = threading.Lock()
 """Held by the one engine that is alive. vLLM's parallel groups belong to the process: an
 engine that shuts down takes them from every other one, a late one from its successor."""
 _ALIVE_SECONDS: Final = 60.0
@@ -122,7 +122,7 @@ class _VllmEngine(Engine):
         self._engine: Any = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._context = 0
-        self._owner = False  # of `_ALIVE`
+        self._owner = False  # of `ENGINE_ALIVE`
         self._requests: dict[str, str] = {}  # key → request id
         self._templates: dict[Sampling, Any] = {}
         self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError)
@@ -130,7 +130,7 @@ class _VllmEngine(Engine):
     def build(self) -> None:
         """Import vLLM and load the model: 2 to 8 s."""
         self._shapes = checkpoint.shapes(self._model_dir)
-        self._owner = _ALIVE.acquire(timeout=_ALIVE_SECONDS)
+        self._owner = ENGINE_ALIVE.acquire(timeout=_ALIVE_SECONDS)
         if not self._owner:
             raise ConfigError(
                 "another vLLM engine is running in this process, and vLLM can have only one: "
@@ -152,7 +152,7 @@ class _VllmEngine(Engine):
             # Older versions have plain value errors alone.
             refusal = getattr(importlib.import_module("vllm.exceptions"), "VLLMClientError", None)
             self._refusals = (ValueError, TypeError, *([refusal] if refusal else ()))
-            arguments = _engine_arguments(self._model_dir, self._settings)
+            arguments = engine_arguments(self._model_dir, self._settings)
             try:
                 self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             except self._refusals as error:
@@ -203,13 +203,10 @@ class _VllmEngine(Engine):
         engine, self._engine = self._engine, None
         try:
             if engine is not None:
-                engine.engine_core.shutdown()
+                engine.engine_core.shutdown()  # thaws and collects the heap it froze, too
         finally:
-            del engine
-            gc.unfreeze()  # vLLM froze the heap at its start: its own cycles would stay for good
-            gc.collect()
             self._owner = False
-            _ALIVE.release()
+            ENGINE_ALIVE.release()
 
     def _template(self, sampling: Sampling) -> Any:
         """Sampling parameters without a seed; checking them anew costs more than a copy."""
@@ -274,7 +271,7 @@ class WeightLoader:
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
-def _engine_arguments(model_dir: str, settings: VllmSettings) -> dict[str, Any]:
+def engine_arguments(model_dir: str, settings: VllmSettings) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs, for the device there is."""
     from vllm.platforms import current_platform
 
@@ -339,8 +336,9 @@ def _prepare_cpu(threads: int) -> None:
 def _untouched_globals() -> Iterator[None]:
     """Give back what building an engine takes from the whole process.
 
-    vLLM seeds the global generators and, on a CPU, replaces `torch.set_num_threads`,
-    which a learner in the same process needs.
+    vLLM seeds the global generators, torch's process groups put a prefix before every
+    traceback, and on a CPU `torch.set_num_threads` is replaced, which a learner in the
+    same process needs.
     """
     try:
         import numpy as np
@@ -348,12 +346,12 @@ def _untouched_globals() -> Iterator[None]:
     except ImportError:
         yield  # the import of vLLM will say what is missing
         return
-    set_num_threads = torch.set_num_threads
+    set_num_threads, excepthook = torch.set_num_threads, sys.excepthook
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        torch.set_num_threads = set_num_threads
+        torch.set_num_threads, sys.excepthook = set_num_threads, excepthook
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
