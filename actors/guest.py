@@ -49,7 +49,7 @@ class AsyncioEngine:
         """The tasks of one split of an environment."""
         return self.engine.tasks(env, split, limit=limit)
 
-    async def rollout(
+    def rollout(
         self,
         tasks: Sequence[Task],
         *,
@@ -60,12 +60,21 @@ class AsyncioEngine:
     ) -> AsyncGenerator[Trajectory, None]:
         """Play every task `attempts` times, as `Engine.rollout` does.
 
-        An asyncio loop closes an async generator that was left early, so what still
-        runs is cancelled then, at the latest when the engine closes.
+        What cannot be played is refused here, not at the first episode. Closing the
+        generator (`contextlib.aclosing`) cancels what still runs; one that is only
+        dropped is closed when asyncio gets to it.
+
+        Raises:
+            ConfigError: as `Engine.rollout`.
+            ActorDead: the engine is closed.
         """
+        self._portal.require_open()
         rollout = self.engine.rollout(
             tasks, attempts=attempts, wave=wave, sampling=sampling, turn_limit=turn_limit
         )
+        return self._stream(rollout)
+
+    async def _stream(self, rollout: Rollout) -> AsyncGenerator[Trajectory, None]:
         try:
             while batch := await self._portal.call(partial(_some, rollout)):
                 for trajectory in batch:
@@ -188,6 +197,11 @@ class _Portal:
         self._ended.result()
         if cancelled:
             raise asyncio.CancelledError
+
+    def require_open(self) -> None:
+        """Raise ActorDead if the engine is closed."""
+        if self._ended.done():
+            raise _closed()
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run an async function inside trio and give its result to asyncio.

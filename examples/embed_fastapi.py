@@ -53,7 +53,7 @@ def make_app(policy: str | rollwave.PolicySource = "expert", *, concurrency: int
     async def rollouts(order: Order, request: Request) -> StreamingResponse:
         """Play tasks and stream one line of JSON a trajectory."""
         engine: rollwave.AsyncioEngine = request.state.engine
-        # Here, not in the stream: what is wrong with an order still gets a status of its own.
+        # Made here, before the answer begins: an order that is refused gets a status of its own.
         rollout = engine.rollout(
             engine.tasks(order.env, order.split, limit=order.limit),
             attempts=order.attempts,

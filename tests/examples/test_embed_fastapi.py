@@ -10,11 +10,13 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from itertools import count
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+import rollwave
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 hypercorn = pytest.importorskip("hypercorn.asyncio", reason="the serve extra is not installed")
@@ -148,3 +150,22 @@ def test_stopping_the_server_stops_what_still_plays(talk, half_silent) -> None:
     talk(conversation, source)
     assert backend.waiting == set()
     assert len(backend.abandoned) == 3
+
+
+def test_an_order_to_a_closed_engine_is_503(example) -> None:
+    app = example("embed_fastapi").make_app()
+
+    async def main() -> httpx.Response:
+        async with rollwave.open_engine_asyncio() as engine:
+            pass
+
+        async def stale(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            await app({**scope, "state": {"engine": engine, "waves": count()}}, receive, send)
+
+        transport = httpx.ASGITransport(app=stale)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/rollouts", json=order())
+
+    answer = asyncio.run(main())
+    assert answer.status_code == 503
+    assert "the engine is closed" in answer.text
