@@ -20,7 +20,8 @@ Invariants:
 * every stage is idempotent: a sealed wave is read, a finished model directory is
   kept, so a campaign that was killed anywhere goes on with the same command;
 * dev tasks choose, test tasks only report, and neither is ever learned from;
-* a wave with too many faults stops the campaign rather than teach from a broken world.
+* a wave with too many faults stops the campaign rather than teach from a broken world;
+  one without a success ends it with the policies it has, and says so.
 
 Not here: how a wave is played (`arena`, `waves`), how a step is trained (`learner`),
 and the rule for stopping (`learners.stopping`).
@@ -38,7 +39,7 @@ from typing import Final
 import msgspec
 import trio
 
-from ..engine.errors import ConfigError
+from ..engine.errors import AskFailed, ConfigError, EmptyWave
 from ..engine.ref import ActorRef
 from ..engine.store import Store
 from ..engine.supervisor import ChildSpec
@@ -82,7 +83,7 @@ async def run_campaign(
     Raises:
         ConfigError: the config cannot work, or the directory holds another campaign.
         TooManyFaults: a wave had a larger share of faults than allowed.
-        AskFailed: an evolution step could not be done (nothing to learn from, say).
+        AskFailed: an evolution step could not be done (no expert can be learned from, say).
         StorageFailed: the disk refused; what was sealed is intact.
     """
     campaign = _Campaign(config, Path(out), curriculum(config), watch or (lambda _: None))
@@ -225,7 +226,12 @@ class _Waves:
                 campaign.tasks.evaluation,
                 str(campaign.model_path(f"policy-{wave:04d}")),
             )
-            last = await campaign.step(self.learner, order)
+            try:
+                last = await campaign.step(self.learner, order)
+            except AskFailed as error:
+                if error.kind != EmptyWave.__name__:
+                    raise
+                return error.text  # nothing succeeded: the policies so far stand
             await self.arena.publish(wave, last)
             training = read_training(last)
             steps += training.steps
