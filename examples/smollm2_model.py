@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONTEXT = 8192
-"""Positions the model was trained on."""
 
 
 def find_gguf() -> Path:
@@ -64,7 +62,7 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer = load_tokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
-    model.config.quantization_config = None
+    del model.config.quantization_config  # these weights are plain now
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     draft.rename(out)
