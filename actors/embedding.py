@@ -206,6 +206,9 @@ class Engine:
                 await self._dispatcher.ask(message, Accepted, timeout=_CONTROL_SECONDS)
             except ActorRestarted:
                 continue  # both may be repeated
+            except ActorDead:
+                await _reason()
+                raise
             return
 
     def batch_fill(self) -> float:
@@ -221,7 +224,11 @@ class Engine:
         """
         if self.inference is None or self._holder is None:
             raise ConfigError(f"the policy {self.source.name!r} has no weights to swap")
-        await publish(self.inference, self._holder, version, path)
+        try:
+            await publish(self.inference, self._holder, version, path)
+        except ActorDead:
+            await _reason()
+            raise
 
 
 class Rollout:
@@ -368,6 +375,12 @@ async def open_engine(
             inference = await start("inference", lambda: Inference(make_backend, serving))
         dispatcher = await start("dispatcher", lambda: Dispatcher(ledger, permits, collector))
         yield Engine(limits, source, ledger, permits, dispatcher, inference, holder)
+
+
+async def _reason() -> None:
+    """Give way to the cancellation, if the engine gave up: what it gave up for is the error
+    to tell, and a dead actor only follows from it."""
+    await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
