@@ -62,7 +62,6 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer = load_tokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
-    del model.config.quantization_config  # these weights are plain now
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     draft.rename(out)
