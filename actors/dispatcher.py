@@ -85,6 +85,9 @@ class Dispatcher(Actor):
                 return
             try:
                 self._start(book, episode)
+            except ActorDead:  # we are being stopped, and our sessions with us
+                self._permits.release()
+                return
             except BaseException:
                 self._permits.release()
                 raise

@@ -211,7 +211,6 @@ def test_a_dispatcher_that_fails_in_the_middle_goes_on_with_every_rollout() -> N
                 nursery.start_soon(play, 1)
                 while min(book.ended for book in books) < 2:
                     await trio.lowlevel.checkpoint()
-                assert engine.permits.statistics().held == 3
                 await engine.begin(order(rollout=1))  # the message it fails at
             for wave, records in got.items():
                 assert {t.id for t in records} == {f"w{wave}/{task.id}/0" for task in tasks}
