@@ -153,14 +153,14 @@ def bench_engine(
 async def _measure(
     engine: Engine, tasks: Sequence[Task], journal: Journal | None
 ) -> tuple[float, float, float]:
-    before = _rss_bytes()
+    before = rss_bytes()
     live = before
     count = 0
     started, cpu = time.perf_counter(), time.process_time()
     async with engine.rollout(tasks, sampling=Sampling(max_tokens=4), journal=journal) as rollout:
         async for trajectory in rollout:
             if count == 0:
-                live = _rss_bytes()  # the first has ended: all the others are live
+                live = rss_bytes()  # the first has ended: all the others are live
             count += 1
             if not trajectory.success:
                 raise RuntimeError(f"an episode ended as {trajectory.outcome}: {trajectory.fault}")
@@ -170,7 +170,7 @@ async def _measure(
     return seconds, used, live - before
 
 
-def _rss_bytes() -> int:
+def rss_bytes() -> int:
     """Resident set of this process now; the peak where /proc is not to be had."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
