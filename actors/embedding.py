@@ -274,7 +274,7 @@ class Rollout:
         )
 
     def __aiter__(self) -> Self:
-        """Iterate; a rollout can be iterated once."""
+        """Iterate; a rollout can be iterated once, and is closed at its end."""
         return self
 
     async def __anext__(self) -> Trajectory:
@@ -288,8 +288,8 @@ class Rollout:
                 await self._engine.begin(self._order)
         try:
             trajectory = await self._stream.receive()
-        except trio.EndOfChannel:
-            self._engine.ledger.close_book(self._order.rollout)
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            await self.aclose()  # where it ended early, its sessions still run
             if self._book.error is not None:
                 raise self._book.error from None
             raise StopAsyncIteration from None
