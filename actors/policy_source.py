@@ -88,7 +88,12 @@ def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
 
     def make(_version: int, _path: str) -> Backend:
         # A server's weights are its own affair: no version, no path.
-        return OpenAIBackend(url, model=model, tokens=renderer is not None)
+        return OpenAIBackend(
+            url,
+            model=model,
+            tokens=renderer is not None,
+            stop_ids=renderer.stop_ids if renderer is not None else (),
+        )
 
     return PolicySource(
         kind="model", name=url, make_backend=make, renderer=renderer, context=context
@@ -127,7 +132,7 @@ def _model(
     else:
         from .backends.transformers import TransformersBackend, TransformersSettings
 
-        plain = TransformersSettings(max_batch=batch)
+        plain = TransformersSettings(max_batch=batch, max_model_len=context)
 
         def make(version: int, directory: str) -> Backend:
             return TransformersBackend(

@@ -160,9 +160,9 @@ def test_a_changed_record_needs_a_new_format() -> None:
 
 
 FORMAT_1 = """\
-Trajectory: id env task_id split wave attempt seed outcome reward environment_seed terminated truncation \
-fault prompt turns final_observation token_ids loss_mask logprobs policy versions temperature \
-started seconds
+Trajectory: id env task_id split wave attempt seed outcome reward environment_seed terminated \
+truncation fault prompt turns final_observation token_ids loss_mask logprobs policy versions \
+temperature started seconds
 Turn: observation completion action reward start end policy_version finish format_error \
 generate_seconds step_seconds
 ChatMessage: role text loss
