@@ -101,7 +101,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     z2 = _Z95 * _Z95
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact where the formula is, but its arithmetic is not.
+    low = centre - half if successes > 0 else 0.0
+    high = centre + half if successes < n else 1.0
+    return low, high
 
 
 def bootstrap(tasks: Sequence[Sequence[bool]], seed: int = 0) -> tuple[float, float]:
