@@ -49,6 +49,7 @@ class Completion(Message, frozen=True):
 
     request_id: str
     text: str
+    """Without stop strings; empty where the session decodes the token ids itself."""
     token_ids: bytes
     """uint32, closer included if it was sampled; empty where the server gives no ids."""
     logprobs: bytes
