@@ -15,8 +15,10 @@ Not here: what a campaign does with it (`campaign`).
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,7 +184,7 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
     """
     try:
         config = msgspec.convert(document, CampaignConfig)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{name}: {error}") from None
     _check(config, name)
     return config
@@ -194,10 +196,11 @@ def _override(document: dict[str, Any], text: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set takes section.key=value, not {text!r}")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
+    parsed: Any = value
+    with suppress(tomllib.TOMLDecodeError):
+        lines = tomllib.loads(f"value = {value}")
+        if len(lines) == 1:
+            parsed = lines["value"]
     for key in keys[:-1]:
         inner = document.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -218,14 +221,42 @@ def _check(config: CampaignConfig, name: str) -> None:
         "rollout.max_tokens": config.rollout.max_tokens,
         "inference.batch": config.inference.batch,
         "evaluate.dev_tasks": config.evaluate.dev_tasks,
+        "stop.patience": config.stop.patience,
+    }
+    not_negative = {
+        "environment.turn_limit": config.environment.turn_limit,
+        "inference.context": config.inference.context,
+        "experts.first": config.experts.first,
+        "experts.tasks": config.experts.tasks,
+        "rollout.first": config.rollout.first,
+        "rollout.temperature": config.rollout.temperature,
+        "evaluate.dev_first": config.evaluate.dev_first,
+        "evaluate.test_first": config.evaluate.test_first,
+        "evaluate.test_tasks": config.evaluate.test_tasks,
+        "evaluate.max_tokens": config.evaluate.max_tokens,
+        "stop.waves": config.stop.waves,
     }
     for key, value in positive.items():
         if not value > 0:
             raise ConfigError(f"{name}: {key} must be above 0, not {value}")
+    for key, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name}: {key} must be 0 or more, not {value}")
     if bool(config.model.path) == (config.model.tiny is not None):
         raise ConfigError(f"{name}: model needs either path or a [model.tiny] section, not both")
     if not 0 <= config.run.max_fault_share <= 1:
         raise ConfigError(f"{name}: run.max_fault_share is a share in [0, 1]")
+    if not config.experts.tasks:
+        if config.learner.scope == "expert_tasks":
+            raise ConfigError(
+                f"{name}: learner.scope = 'expert_tasks' needs experts.tasks above 0: it explores "
+                "the experts' tasks"
+            )
+        if config.control.enabled:
+            raise ConfigError(
+                f"{name}: control.enabled needs experts.tasks above 0: the control learns from "
+                "experts only"
+            )
     trained = {config.experts.split, config.rollout.split}
     for key, split in (
         ("evaluate.dev_split", config.evaluate.dev_split),
