@@ -30,7 +30,7 @@ BENCHMARKS ?= import_time sessions throughput http_transport inference
 export OMP_NUM_THREADS ?= 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 # The stamp carries what was asked for, so that asking for something else installs again.
 STAMP := .venv/.setup-$(EXTRA)$(if $(TORCH_INDEX),-$(shell printf %s '$(TORCH_INDEX)' | cksum | cut -d' ' -f1))

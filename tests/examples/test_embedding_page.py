@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+PROGRAMS = [block for block in BLOCKS if "run(main" in block]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["trio", "asyncio"])
