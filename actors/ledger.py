@@ -124,6 +124,7 @@ class RolloutBook:
             wave=order.wave,
             attempt=order.attempt,
             seed=order.seed,
+            environment_seed=order.environment_seed,
             outcome=Outcome.FAULT if fault else Outcome.CANCELLED,
             reward=None,
             fault=fault,

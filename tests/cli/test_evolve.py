@@ -1,0 +1,145 @@
+"""`rollwave evolve` around the campaign: its config, its table, its figure, its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rollwave.actors.config import CampaignConfig
+from rollwave.actors.evaluator import Evaluation, wilson
+from rollwave.actors.report import CampaignResult, Row
+from rollwave.cli import evolve as command
+from rollwave.cli.figures import draw_campaign
+from rollwave.cli.main import main
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.toml"
+
+
+def evaluation(name: str, successes: int, n: int = 200) -> Evaluation:
+    rate = successes / n
+    return Evaluation(
+        env=name,
+        episodes=n,
+        tasks=n,
+        outcomes={"success": successes, "truncated": n - successes},
+        faults={},
+        success_rate=rate,
+        interval=wilson(successes, n),
+        average_reward=rate,
+        average_reward_scored=rate,
+        turns=9 * n,
+        turns_mean=9.0,
+        format_errors=0.0,
+        truncated=1 - rate,
+    )
+
+
+def result(out: Path, *, tested: bool = True) -> CampaignResult:
+    def row(arm: str, wave: int, successes: int) -> Row:
+        test = evaluation("test", successes) if tested else None
+        dev = evaluation("dev", successes // 2, 100)
+        return Row(arm, wave, wave, 80 + 120 * wave, 600 * wave, 40, dev, test, f"m/{arm}-{wave}")
+
+    rows = (
+        row("evolution", 0, 60),
+        row("evolution", 1, 90),
+        row("evolution", 2, 80),
+        row("control", 1, 66),
+        row("control", 2, 70),
+    )
+    return CampaignResult(rows, 1, "all 2 waves were run", 12345, str(out))
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """The campaign itself replaced by its result; what it was asked is noted."""
+    asked: dict[str, Any] = {}
+
+    async def campaign(config: CampaignConfig, out: Path, watch: Any) -> CampaignResult:
+        asked.update(config=config, out=out)
+        out.mkdir(parents=True)
+        return result(out)
+
+    monkeypatch.setattr(command, "run_campaign", campaign)
+    return asked
+
+
+def test_it_ends_with_a_table_a_figure_and_the_paths(
+    played: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert main(["evolve", str(DEMO), "--out", str(out), "--set", "run.seed=3"]) == 0
+    shown = capsys.readouterr().out
+    assert played["out"] == out
+    assert played["config"].run.seed == 3
+    assert "evolution *" in shown
+    assert "45.0%" in shown
+    assert "m/evolution-1" in shown
+    figure = out / "figures" / "success.png"
+    assert str(figure) in shown
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_json_is_the_whole_report(
+    played: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["evolve", str(DEMO), "--out", str(tmp_path / "run"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"rows", "best", "stopped", "turns", "out", "seconds", "figure"} == set(report)
+    assert report["rows"][1]["test"]["success_rate"] == 0.45
+    assert report["best"] == 1
+
+
+def test_the_demo_has_a_control_and_splits_apart(
+    played: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evolve", str(DEMO), "--out", str(tmp_path / "run")]) == 0
+    config = played["config"]
+    assert config.control.enabled
+    trained = {config.experts.split, config.rollout.split}
+    assert not trained & {config.evaluate.dev_split, config.evaluate.test_split}
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("override", "culprit"),
+    [
+        ("learner.mergee='none'", "mergee"),
+        ("learner.merge='both'", "merge"),
+        ("evaluate.dev_split='train'", "dev_split"),
+        ("rollout.attempts=0", "rollout.attempts"),
+        ("nonsense", "nonsense"),
+        ("environment.id='maze-gird-v1'", "maze-grid-v1"),
+        ("rollout.tasks=999999", "999999"),
+    ],
+)
+def test_a_config_that_cannot_work_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, culprit: str
+) -> None:
+    assert main(["evolve", str(DEMO), "--out", str(tmp_path / "run"), "--set", override]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert culprit in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"), [("[run", "not TOML"), ("", "environment"), ("\xff", "config")]
+)
+def test_a_file_that_is_no_config_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, culprit: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(text.encode("latin-1"))
+    assert main(["evolve", str(path), "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "config.toml" in err
+    assert culprit in err
+
+
+def test_a_figure_without_test_tasks_shows_dev(tmp_path: Path) -> None:
+    path = draw_campaign(result(tmp_path, tested=False), tmp_path / "f" / "success.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
