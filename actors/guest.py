@@ -185,7 +185,7 @@ class _Portal:
 
         Raises what the engine died of, if it did.
         """
-        if not self._in_trio(self._stop.cancel):
+        if not self._in_trio(self._leave):
             self._stop.cancel()  # it has not begun yet
         cancelled = False
         while not self._ended.done():
@@ -243,6 +243,11 @@ class _Portal:
         except asyncio.CancelledError:
             self._in_trio(scope.cancel)
             raise
+
+    def _leave(self) -> None:
+        """Let the engine's block end by itself, so that a failure under way is not cut off."""
+        scope = self._stop if self._nursery is None else self._nursery.cancel_scope
+        scope.cancel()
 
     def _in_trio(self, function: Callable[[], object]) -> bool:
         """Have trio's loop call a function soon; False if trio has not begun or is over."""
