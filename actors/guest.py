@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
-from ..engine.errors import ActorDead
+from ..engine.errors import ActorDead, ConfigError
 from ..engine.trajectory import Trajectory
 from ..envs.base import Task
 from .embedding import Engine, EngineSettings, Rollout, open_engine
@@ -105,7 +105,11 @@ async def open_engine_asyncio(
     seed: int = 0,
     settings: EngineSettings | None = None,
 ) -> AsyncIterator[AsyncioEngine]:
-    """Open an engine on the running asyncio loop. Arguments and errors as `open_engine`."""
+    """Open an engine on the running asyncio loop. Arguments and errors as `open_engine`.
+
+    Raises:
+        ConfigError: also if one is open in this thread already: trio runs once in each.
+    """
     opening = partial(open_engine, policy, concurrency=concurrency, seed=seed, settings=settings)
     portal = _Portal(asyncio.get_running_loop(), opening)
     engine = await portal.start()
@@ -144,13 +148,19 @@ class _Portal:
 
     async def start(self) -> Engine:
         """Start the guest run and wait until the engine is open."""
-        trio.lowlevel.start_guest_run(
-            self._main,
-            run_sync_soon_threadsafe=self._loop.call_soon_threadsafe,
-            run_sync_soon_not_threadsafe=self._loop.call_soon,
-            done_callback=self._done,
-            host_uses_signal_set_wakeup_fd=True,
-        )
+        try:
+            trio.lowlevel.start_guest_run(
+                self._main,
+                run_sync_soon_threadsafe=self._loop.call_soon_threadsafe,
+                run_sync_soon_not_threadsafe=self._loop.call_soon,
+                done_callback=self._done,
+                host_uses_signal_set_wakeup_fd=True,
+            )
+        except RuntimeError as error:
+            raise ConfigError(
+                "an engine is open in this thread already; share it, its rollouts run side by "
+                f"side ({error})"
+            ) from None
         either: tuple[asyncio.Future[Any], ...] = (self._ready, self._ended)
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

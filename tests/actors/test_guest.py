@@ -391,9 +391,15 @@ def test_an_error_in_the_block_closes_the_engine_and_goes_on_as_it_was() -> None
 
 
 def test_a_second_engine_on_the_same_loop_opens_when_the_first_has_closed() -> None:
+    async def second() -> None:
+        async with open_engine_asyncio("expert"):
+            pytest.fail("it opened")
+
     async def main() -> None:
         for _ in range(2):
             async with open_engine_asyncio("expert") as engine:
+                with pytest.raises(ConfigError, match="open in this thread already; share it"):
+                    await second()
                 tasks = engine.tasks(MAZE, "train", limit=2)
                 records = [t async for t in engine.rollout(tasks)]
                 assert {t.outcome for t in records} == {Outcome.SUCCESS}
