@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 import trio
 
@@ -30,6 +30,8 @@ from ..engine.trajectory import ChatMessage, FinishReason
 from ..envs.base import Environment
 from ..envs.formats import ActionFormat
 from .protocol import Completion, Generate, Sampling
+
+_NOTHING: Final[tuple[array[int], array[float]]] = (array("I"), array("f"))
 
 
 class Renderer(Protocol):
@@ -151,13 +153,13 @@ class ModelPolicy(Policy):
         self._mask = bytearray()
         self._closed = True
         self._episode = ""
-        self._seed = 0
+        self._turn_seeds = 0
 
     def open(self, prompt: tuple[ChatMessage, ...], episode: str, seed: int) -> None:
         """Begin with the environment's prompt."""
         self._messages = list(prompt)
         self._episode = episode
-        self._seed = seed
+        self._turn_seeds = derive(seed, "turn")
 
     async def act(self, observation: str, turn: int) -> Act:
         """Append the observation, ask for a completion, append what was sampled.
@@ -182,6 +184,8 @@ class ModelPolicy(Policy):
 
     def _sampled(self, completion: Completion) -> tuple[array[int], array[float]]:
         """The sampled tokens and their log-probs; refuses what could not be learned from."""
+        if not completion.token_ids and not completion.logprobs and self._renderer is None:
+            return _NOTHING  # text in, text out
         ids = unpack_tokens(completion.token_ids)
         logprobs = unpack_floats(completion.logprobs)
         wrong = ""
@@ -222,7 +226,7 @@ class ModelPolicy(Policy):
             prompt,
             messages,
             sampling,
-            derive(self._seed, "turn", turn),
+            derive(self._turn_seeds, turn),
         )
 
     async def _ask(self, request: Generate) -> Completion:

@@ -113,7 +113,8 @@ class Episode:
         self._truncation = ""
         self._fault: Fault | None = None
         self._stage = FaultKind.ENVIRONMENT
-        self._started = trio.current_time()
+        self._now = trio.lowlevel.current_clock().current_time
+        self._started = self._now()
 
     async def play(self) -> None:
         """Run to an outcome. Only cancellation escapes."""
@@ -140,7 +141,7 @@ class Episode:
         require_text("reset", self._observation)
         policy = self._policy = settings.make_policy(environment)
         policy.open(settings.spec.prompt, order.id, order.seed)
-        now = trio.current_time()
+        now = self._now()
         for number in range(turn_limit):
             limit.stage(f"turn {number} of {order.id}", settings.turn_seconds, now)
             try:
@@ -165,7 +166,7 @@ class Episode:
         """Play one turn that began then; returns the result and when it ended."""
         self._stage = policy.blame
         act = await policy.act(self._observation, number)
-        completed = trio.current_time()
+        completed = self._now()
         self._stage = FaultKind.INTERNAL
         parsed = self._settings.action_format.parse(act.completion)
         if parsed.action is None:
@@ -178,7 +179,7 @@ class Episode:
                 result = self._checked(environment.step(action))
             else:
                 result = self._checked(await self._call(environment.step, action))
-        ended = trio.current_time()
+        ended = self._now()
         self._turns.append(
             Turn(
                 self._observation,
@@ -244,7 +245,7 @@ class Episode:
         """
         assert self._environment is not None  # the episode has an outcome
         self._stage = FaultKind.ENVIRONMENT
-        limit.stage(f"close of {self._order.id}", self._settings.turn_seconds, trio.current_time())
+        limit.stage(f"close of {self._order.id}", self._settings.turn_seconds, self._now())
         await self._call(self._environment.close)
         self._environment = None
 
@@ -294,5 +295,5 @@ class Episode:
             versions=(min(versions), max(versions)),
             temperature=settings.temperature,
             started=self._started,
-            seconds=trio.current_time() - self._started,
+            seconds=self._now() - self._started,
         )

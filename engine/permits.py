@@ -52,6 +52,11 @@ class Permits:
         self._peak_waiting = 0
         self._queue = trio.lowlevel.ParkingLot()
 
+    @property
+    def size(self) -> int:
+        """How many may be held at once."""
+        return self._size
+
     def acquire_nowait(self) -> None:
         """Take a permit now.
 
