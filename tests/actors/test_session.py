@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -276,8 +277,9 @@ class Gate:
 
 
 def play_late(script: Script, gate: Gate, tasks: int = 1, hung: int = 1) -> list[Trajectory]:
-    """Play in threads; once `hung` of them hang, the turn's deadline passes."""
+    """Play in threads; once `hung` of them hang and the others ended, the deadline passes."""
     clock = trio.testing.MockClock()  # stands still until it is told to jump
+    records: list[Trajectory] = []
 
     async def main() -> list[Trajectory]:
         async with open_engine() as engine:
@@ -290,9 +292,13 @@ def play_late(script: Script, gate: Gate, tasks: int = 1, hung: int = 1) -> list
                         await trio.to_thread.run_sync(
                             gate.entered.acquire, limiter=trio.CapacityLimiter(1)
                         )
+                    while len(records) < tasks - hung:
+                        await trio.to_thread.run_sync(time.sleep, 0.001)
                     clock.jump(EngineSettings().turn_seconds + 1)
 
-                return [t async for t in engine.rollout(spec.tasks("train", limit=tasks))]
+                async for trajectory in engine.rollout(spec.tasks("train", limit=tasks)):
+                    records.append(trajectory)
+                return records
 
     try:
         return trio.run(main, clock=clock)
@@ -327,8 +333,10 @@ def test_worlds_that_hang_keep_no_thread_from_others() -> None:
     script = Script({})
     hanging = 45
 
+    ticket = itertools.count()  # threads draw from it, each another number
+
     def reset() -> str:
-        if script.calls.count("reset") <= hanging:
+        if next(ticket) < hanging:
             gate.hold()
         return "goal 0 0 pos 0 0 walls none"
 
