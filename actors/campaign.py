@@ -110,6 +110,7 @@ async def run_campaign(
                 backend=config.inference.backend,
                 context=config.inference.context,
                 batch=config.inference.batch,
+                kv_cache_gib=config.inference.kv_cache_gib,
                 seed=config.run.seed,
             )
             async with open_engine(source, settings=campaign.limits()) as engine:

@@ -79,6 +79,8 @@ class InferenceSection(_Section, frozen=True):
     batch: int = 256
     context: int = 0
     """0 = the model's own."""
+    kv_cache_gib: float = 0.0
+    """vLLM's KV cache; 0 = 1 GiB on a CPU, a share of the memory on a GPU."""
 
 
 class ExpertsSection(_Section, frozen=True):

@@ -44,6 +44,7 @@ def policy_source(
     backend: BackendName = "auto",
     context: int = 0,
     batch: int = 256,
+    kv_cache_gib: float = 0.0,
     model: str = "",
     tokenizer: str = "",
     seed: int = 0,
@@ -55,6 +56,7 @@ def policy_source(
         backend: what serves a model directory; "auto" is vLLM where it is installed.
         context: context length to serve, in tokens; 0 = the model's own.
         batch: most requests in the inference batch.
+        kv_cache_gib: vLLM's KV cache; 0 = 1 GiB on a CPU, a share of the memory on a GPU.
         model: the model's name on a server; "" asks the server.
         tokenizer: model directory whose tokenizer a server (vLLM) has: prompts then go
             and completions come as token ids, so that one can learn from them.
@@ -74,7 +76,7 @@ def policy_source(
             f"policy {policy!r} is neither expert, random, a URL, nor a model directory "
             f"(there is no {config})"
         )
-    return _model(policy, config, backend, context, batch, seed)
+    return _model(policy, config, backend, context, batch, kv_cache_gib, seed)
 
 
 def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
@@ -101,7 +103,13 @@ def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
 
 
 def _model(
-    path: str, config: Path, backend: BackendName, context: int, batch: int, seed: int
+    path: str,
+    config: Path,
+    backend: BackendName,
+    context: int,
+    batch: int,
+    kv_cache_gib: float,
+    seed: int,
 ) -> PolicySource:
     if importlib.util.find_spec("transformers") is None:
         raise MissingDependency(
@@ -125,7 +133,9 @@ def _model(
     if backend == "vllm" or (backend == "auto" and has_vllm):
         from .backends.vllm import VllmBackend, VllmSettings
 
-        vllm = VllmSettings(max_model_len=context, max_num_seqs=batch, seed=seed)
+        vllm = VllmSettings(
+            max_model_len=context, max_num_seqs=batch, kv_cache_gib=kv_cache_gib, seed=seed
+        )
 
         def make(version: int, directory: str) -> Backend:
             return VllmBackend(directory, vllm, version=version, stop_ids=renderer.stop_ids)
