@@ -279,7 +279,8 @@ class _Waves:
         tasks = self.campaign.tasks
         dev = await self.arena.evaluate(version, self.dev, tasks.dev)
         test = await self.arena.evaluate(version, self.test, tasks.test) if tasks.test else None
-        row = Row(arm, wave, version, steps, self.arena.explored, kept, dev, test, model)
+        explored = self.arena.explored if arm == "evolution" else 0
+        row = Row(arm, wave, version, steps, explored, kept, dev, test, model)
         self.rows.append(row)
         return row
 

@@ -29,7 +29,7 @@ class Row:
     steps: int
     """Optimiser steps spent on this arm so far, cloning included."""
     explored: int
-    """Episodes explored so far."""
+    """Episodes that this arm has explored so far; the control explores none."""
     kept: int
     """Trajectories trained on in this wave."""
     dev: Evaluation
