@@ -107,6 +107,7 @@ class Episode:
         self._over = False
         self._policy: Policy | None = None
         self._turns: list[Turn] = []
+        self._number = 0
         self._observation = ""
         self._reward = 0.0
         self._outcome = Outcome.CANCELLED
@@ -128,7 +129,7 @@ class Episode:
             # SystemExit too: worlds written as scripts call sys.exit.
             kind, text = classify(error, unknown=self._stage)
             self._outcome = Outcome.FAULT
-            self._fault = Fault(kind, text, len(self._turns))
+            self._fault = Fault(kind, text, self._number)
         finally:
             self._abandon()
 
@@ -164,39 +165,44 @@ class Episode:
         self, environment: Environment, policy: Policy, number: int, began: float
     ) -> tuple[StepResult, float]:
         """Play one turn that began then; returns the result and when it ended."""
+        self._number = number
         self._stage = policy.blame
         act = await policy.act(self._observation, number)
         completed = self._now()
         self._stage = FaultKind.INTERNAL
-        parsed = self._settings.action_format.parse(act.completion)
-        if parsed.action is None:
-            action = ""
-            result = StepResult(parsed.error)
-        else:
-            action = parsed.action
-            self._stage = FaultKind.ENVIRONMENT
-            if self._inline:
-                result = self._checked(environment.step(action))
+        action, broken, result = "", False, None
+        try:
+            parsed = self._settings.action_format.parse(act.completion)
+            if parsed.action is None:
+                broken, result = True, StepResult(parsed.error)
             else:
-                result = self._checked(await self._call(environment.step, action))
-        ended = self._now()
-        self._turns.append(
-            Turn(
-                self._observation,
-                act.completion,
-                action,
-                float(result.reward),
-                act.start,
-                act.end,
-                act.policy_version,
-                act.finish,
-                parsed.action is None,
-                completed - began,
-                ended - completed,
+                action = parsed.action
+                self._stage = FaultKind.ENVIRONMENT
+                if self._inline:
+                    result = self._checked(environment.step(action))
+                else:
+                    result = self._checked(await self._call(environment.step, action))
+        finally:
+            # Also where no result came: its tokens were sampled, and it may be what broke the
+            # world.
+            ended = trio.current_time()
+            self._turns.append(
+                Turn(
+                    self._observation,
+                    act.completion,
+                    action,
+                    float(result.reward) if result is not None else 0.0,
+                    act.start,
+                    act.end,
+                    act.policy_version,
+                    act.finish,
+                    broken,
+                    completed - began,
+                    ended - completed,
+                )
             )
-        )
+            self._observation = result.observation if result is not None else ""
         self._reward += result.reward
-        self._observation = result.observation
         return result, ended
 
     def _checked(self, result: StepResult) -> StepResult:
