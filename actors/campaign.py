@@ -4,8 +4,8 @@
 |------------|-----------------------------------------|----------------------------------------|
 | session    | a completion                            | inference, or the turn's deadline      |
 | inference  | requests                                | sessions                               |
-| dispatcher | a permit                                | a session that ended                   |
-| collector  | room in the stream                      | the consumer of the rollout            |
+| dispatcher | a permit, and a consumer not far behind | a session that ended; the consumer     |
+| collector  | records; the disk, once for all waiting | sessions; the disk                     |
 | learner    | a sealed wave                           | the campaign, when the wave is sealed  |
 | campaign   | a wave, then the new policy, then its   | collector; learner; inference, within  |
 |            | confirmation by inference               | their deadlines                        |
