@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from ..engine.actor import Actor
-from ..engine.errors import AskFailed, ConfigError, RollwaveError
+from ..engine.errors import AskFailed, ConfigError, RollwaveError, classify
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from ..learners.base import Report
@@ -42,7 +42,8 @@ class LearnerActor(Actor):
         """Train, save, answer.
 
         Raises:
-            AskFailed: the order cannot be done; its kind is the name of the error.
+            AskFailed: the order cannot be done; its kind is the name of our error, or the
+                fault kind of a foreign one.
         """
         try:
             report = await trio.to_thread.run_sync(
@@ -50,6 +51,8 @@ class LearnerActor(Actor):
             )
         except RollwaveError as error:
             raise AskFailed(type(error).__name__, str(error)) from error
+        except Exception as error:  # the boundary to torch, whose errors are of every kind
+            raise AskFailed(*classify(error)) from error
         return PolicyUpdated(message.out, dict(report.metrics), report.kept, dict(report.dropped))
 
 
@@ -75,7 +78,7 @@ def update(order: UpdatePolicy, threads: int, watch: Watch) -> Report:
         from ..learners.behaviour_cloning import BehaviourCloning
 
         settings = msgspec.json.decode(order.settings, type=CloningSettings)
-        return BehaviourCloning(settings, order.starts["last"]).update(
+        return BehaviourCloning(settings, _start(order, "last")).update(
             [t for part in experts for t in part], out=order.out, progress=progress
         )
     if order.algorithm == "agent_evol":
@@ -83,15 +86,21 @@ def update(order: UpdatePolicy, threads: int, watch: Watch) -> Report:
 
         evolution = AgentEvol(
             msgspec.json.decode(order.settings, type=EvolSettings),
-            base_bc=order.starts["base_bc"],
-            pretrained=order.starts["pretrained"],
+            base_bc=_start(order, "base_bc"),
+            pretrained=_start(order, "pretrained"),
             evaluation=[(task.env, task.id) for task in order.evaluation],
         )
-        evolution.last = order.starts["last"]
+        evolution.last = _start(order, "last")
         waves = _read(order.waves)
         dataset = evolution.select([t for part in experts for t in part], waves)
         return evolution.update(dataset, out=order.out, progress=progress)
     raise ConfigError(f"no learner is called {order.algorithm!r}; there are clone, agent_evol")
+
+
+def _start(order: UpdatePolicy, role: str) -> str:
+    if role not in order.starts:
+        raise ConfigError(f"{order.algorithm} needs a model directory to start from as {role!r}")
+    return order.starts[role]
 
 
 def _read(paths: tuple[str, ...]) -> list[tuple[Trajectory, ...]]:
