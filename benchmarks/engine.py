@@ -1,6 +1,5 @@
 """What the engine itself costs: sessions, messages, deadlines, records and journal, no model.
 
-    python -m rollwave.benchmarks.engine
     rollwave bench engine --sessions 1024 --turns 5 --latency-ms 20
 
 The backend is scripted (latency only) and the environment answers at once, so what

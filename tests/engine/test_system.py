@@ -347,7 +347,8 @@ def test_churning_a_thousand_actors_leaves_nothing_behind() -> None:
     assert sum(end.error is not None for end in exits) == 100
     exits.clear()  # an error's traceback holds on to its actor
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Session)]
+    # By type: isinstance asks foreign objects for their class, and some warn when asked.
+    assert not [thing for thing in gc.get_objects() if type(thing) is Session]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

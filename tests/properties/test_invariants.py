@@ -278,7 +278,9 @@ def test_every_admitted_episode_ends_in_exactly_one_sound_outcome(case: Chaos, s
             assert t.id in t.fault.text  # names the stage: this turn, or this episode
         if t.fault is not None:
             assert t.fault.kind is not FaultKind.INTERNAL  # none of these is a defect of ours
-    if not case.share and not (case.troubles.share and case.troubles.places) and case.tail < 3:
+    # One request at a time is slower than a turn's deadline when 24 sessions queue for it.
+    healthy = not case.share and not (case.troubles.share and case.troubles.places)
+    if healthy and case.tail < 3 and case.batch != 1:
         assert not any(t.outcome is Outcome.FAULT for t in records)
 
 
