@@ -278,9 +278,9 @@ def test_every_admitted_episode_ends_in_exactly_one_sound_outcome(case: Chaos, s
             assert t.id in t.fault.text  # names the stage: this turn, or this episode
         if t.fault is not None:
             assert t.fault.kind is not FaultKind.INTERNAL  # none of these is a defect of ours
-    # One request at a time is slower than a turn's deadline when 24 sessions queue for it.
+    # Batches make others wait, and a heavy tail oneself: both may be too late for a deadline.
     healthy = not case.share and not (case.troubles.share and case.troubles.places)
-    if healthy and case.tail < 3 and case.batch != 1:
+    if healthy and not case.tail and not case.batch:
         assert not any(t.outcome is Outcome.FAULT for t in records)
 
 
