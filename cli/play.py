@@ -166,7 +166,7 @@ async def _watched(
     engine: Engine, store: Store, plan: WavePlan, output: Output, title: str
 ) -> tuple[Trajectory, ...]:
     with progress_view(title, output.live) as view:
-        wave = await play_wave(engine, store, plan, watch=view.update, stage=title)
+        wave = await play_wave(engine, store, plan, watch=view.update, stage="playing")
     return wave.trajectories
 
 
