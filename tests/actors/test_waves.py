@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from rollwave.actors import waves as module
+from rollwave.actors.backends.latency import ConstantLatency
 from rollwave.actors.backends.scripted import ScriptedBackend
 from rollwave.actors.embedding import open_engine
 from rollwave.actors.monitor import Snapshot
@@ -154,10 +157,22 @@ def test_cancelled_episodes_are_played_again_and_faults_are_not(tmp_path: Path) 
     assert set(outcomes) == {Outcome.FAULT, Outcome.SUCCESS}
 
 
-def test_a_wave_whose_episodes_were_cancelled_is_not_sealed(tmp_path: Path) -> None:
+def test_a_wave_whose_episodes_were_cancelled_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A thread takes real time, in which all episodes might end: the journal writes inline.
+    inline = functools.partial(Journal.open, threaded=False)
+    monkeypatch.setattr("rollwave.actors.waves.Journal.open", inline)
+    slow = dataclasses.replace(
+        SCRIPTED,
+        make_backend=lambda _v, _p: ScriptedBackend(
+            ConstantLatency(1.0), answer=wander, takes_tokens=False
+        ),
+    )
+
     async def main() -> None:
         with Store.open(tmp_path) as store:
-            async with open_engine(SCRIPTED, concurrency=2) as engine:
+            async with open_engine(slow, concurrency=2) as engine:
                 calls = 0
 
                 def watch(_: Snapshot) -> None:
