@@ -27,6 +27,8 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path, interrupts: int) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, and we may be such.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = out / "journal.msgpack"
     try:

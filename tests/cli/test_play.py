@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ from rollwave.cli.main import main
 from rollwave.cli.play import choose_tasks
 from rollwave.engine.errors import ConfigError
 from rollwave.engine.store import Store, read_wave
-from rollwave.engine.trajectory import Outcome
 
 KEYS = {
     "episodes",
@@ -170,32 +165,3 @@ def test_tasks_by_number_may_be_mixed() -> None:
     assert [task.index for task in tasks] == [3, 7, 10, 11]
     with pytest.raises(ConfigError, match="not both"):
         choose_tasks("maze-grid-v1", "3", "dev", None)
-
-
-def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """A real process, a real signal, in the middle of a rollout that would take minutes."""
-    words = ["rollout", "--env", "textcraft-v1", "--split", "train", "--policy", "random"]
-    words += ["--attempts", "400", "--concurrency", "4", "--out", str(tmp_path / "r")]
-    command = [sys.executable, "-m", "rollwave", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "r" / "journal.msgpack"
-    until = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 100_000):
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)  # waiting for another process: no clock of ours can jump
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "are kept in" in err
-    assert "Traceback" not in err
-    kept = int(err.split("interrupted: ")[1].split(" of ")[0])
-    assert kept > 0
-    with Store.open(tmp_path / "r", exclusive=False) as store:
-        assert store.waves() == []
-    from rollwave.actors.waves import journalled
-
-    with Store.open(tmp_path / "r") as store:
-        records = journalled(store)
-    assert len(records) == kept
-    assert all(t.outcome is not Outcome.CANCELLED for t in records.values())
