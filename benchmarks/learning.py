@@ -8,6 +8,9 @@ episode; arms are compared within a seed, on the same test tasks. The wave of th
 evolution arm is the one its dev tasks chose; the control arm is taken at its last wave
 and, to its advantage, at the wave that its dev tasks chose.
 
+`--again A:B` scores the policies of finished campaigns on other tasks, by number: those
+that nobody had looked at when the config was chosen.
+
 Every campaign is resumable, so this is: the same command goes on. Prints one table,
 draws one figure, writes one JSON; all seeds are published.
 
@@ -21,17 +24,22 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
+from ..actors.config import load_config
 from ..cli.output import Output
+from ..envs.registry import resolve
 from .report import write
 
 _T975: Final = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
 """Student's t, 97.5 %, by degrees of freedom from 1; beyond the table 2.0 is close enough."""
+
+Percent = Callable[[Mapping[str, Any]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +106,13 @@ def run_seed(config: Path, seed: int, out: Path, extra: Sequence[str]) -> SeedRe
     return read_result(seed, json.loads(done.stdout.splitlines()[-1]))
 
 
-def read_result(seed: int, report: Mapping[str, Any]) -> SeedResult:
-    """Take what is compared out of the JSON of `rollwave evolve`."""
+def read_result(seed: int, report: Mapping[str, Any], percent: Percent | None = None) -> SeedResult:
+    """Take what is compared out of the JSON of `rollwave evolve`.
+
+    Args:
+        percent: gives a row's success; by default that on the campaign's own test tasks.
+    """
+    percent = percent or _percent
     evolution = [row for row in report["rows"] if row["arm"] == "evolution"]
     control = [row for row in report["rows"] if row["arm"] == "control"]
     chosen = next(row for row in evolution if row["wave"] == report["best"])
@@ -107,17 +120,40 @@ def read_result(seed: int, report: Mapping[str, Any]) -> SeedResult:
     best = max([evolution[0], *control], key=lambda row: float(row["dev"]["success_rate"]))
     return SeedResult(
         seed,
-        _percent(evolution[0]),
-        _percent(chosen),
-        _percent(control[-1]),
-        _percent(best),
+        percent(evolution[0]),
+        percent(chosen),
+        percent(control[-1]),
+        percent(best),
         report["turns"],
-        report["seconds"],
+        report.get("seconds", 0.0),
     )
 
 
 def _percent(row: Mapping[str, Any]) -> float:
     return 100.0 * float(row["test"]["success_rate"])
+
+
+def score_again(
+    report: Mapping[str, Any], seed: int, env: str, tasks: str, out: Path
+) -> SeedResult:
+    """Score a finished campaign's policies on other tasks, greedily, with `rollwave evaluate`.
+
+    For tasks that nobody had looked at when the config was chosen. Which waves are
+    compared is what dev chose before.
+
+    Raises:
+        subprocess.CalledProcessError: an evaluation failed.
+    """
+
+    @lru_cache
+    def success(model: str) -> float:
+        command = [sys.executable, "-m", "rollwave", "evaluate", "--env", env, "--tasks", tasks]
+        command += ["--policy", model, "--max-tokens", "2", "--concurrency", "256"]
+        command += ["--backend", "vllm", "--json", "--out", str(out / Path(model).name)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return 100.0 * float(json.loads(done.stdout.splitlines()[-1])["success_rate"])
+
+    return read_result(seed, report, lambda row: success(str(row["model"])))
 
 
 def differences(results: Sequence[SeedResult]) -> dict[str, Difference]:
@@ -138,6 +174,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/learning"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--again", default="", help="score on these tasks instead: A:B")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds must be at least 2: the unit of the statistics is the seed")
@@ -146,7 +183,12 @@ def main() -> int:
     for seed in range(options.seeds):
         output.note(f"seed {seed} of {options.seeds}")
         out = options.out / f"seed-{seed}"
-        results.append(run_seed(options.config, seed, out, options.overrides))
+        if options.again:
+            report = json.loads((out / "report.json").read_text("utf-8"))
+            env = resolve(load_config(options.config, options.overrides).environment.id).id
+            results.append(score_again(report, seed, env, options.again, out / "again"))
+        else:
+            results.append(run_seed(options.config, seed, out, options.overrides))
     found = differences(results)
     output.table(
         ["seed", "BC", "AgentEvol", "control, last", "control, best", "turns", "seconds"],
@@ -161,12 +203,13 @@ def main() -> int:
         [[name, str(d), f"{d.positive} of {d.seeds}"] for name, d in found.items()],
         title="Paired over seeds",
     )
-    path = options.out / "learning.json"
+    path = options.out / ("learning-again.json" if options.again else "learning.json")
     write(
         path,
         {
             "config": str(options.config),
             "overrides": options.overrides,
+            "again": options.again,
             "seeds": [asdict(r) for r in results],
             "differences": {name: asdict(d) for name, d in found.items()},
         },

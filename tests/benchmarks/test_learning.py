@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,23 @@ def test_every_seed_is_published(
     written = json.loads((tmp_path / "learning.json").read_text())
     assert [seed["evolved"] for seed in written["seeds"]] == [40.0, 41.0, 42.0]
     assert "AgentEvol - control" in capsys.readouterr().out
+
+
+def test_policies_scored_again_keep_the_waves_that_dev_chose(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+    rates = {"evolution-0": 0.1, "evolution-1": 0.4, "control-1": 0.2, "control-2": 0.3}
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        rate = rates.get(Path(command[command.index("--policy") + 1]).name, 0.9)
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps({"success_rate": rate}))
+
+    monkeypatch.setattr(learning.subprocess, "run", run)
+    rows = [{**row, "model": f"m/{row['arm']}-{row['wave']}"} for row in REPORT["rows"]]
+    found = learning.score_again({**REPORT, "rows": rows}, 3, "maze-v1", "7:9", tmp_path)
+    assert (found.cloned, found.evolved) == (10.0, 40.0)
+    assert (found.control_last, found.control_best) == (30.0, 20.0)
+    assert all(command[command.index("--tasks") + 1] == "7:9" for command in asked)
+    assert len(asked) == 4  # what is not compared is not played
