@@ -61,13 +61,23 @@ from .waves import WavePlan, play_wave, require_settings
 _EXPERT_WAVE: Final = 0
 """The main store's wave 0 holds the experts; exploration waves count from 1."""
 
-_STEP_SECONDS: Final = 24 * 3600.0
-"""Deadline of one evolution step."""
-
 _FREE: Final = frozenset(
-    {"run.out", "run.concurrency", "run.threads", "run.turn_seconds", "run.episode_seconds"}
+    f"run.{key}"
+    for key in (
+        "out",
+        "concurrency",
+        "threads",
+        "turn_seconds",
+        "episode_seconds",
+        "wave_seconds",
+        "step_seconds",
+        "swap_seconds",
+        "shutdown_seconds",
+        "max_fault_share",
+    )
 )
-"""Settings that may change when a campaign goes on: where it is, and how fast it runs."""
+"""Settings that may change when a campaign goes on: where it is, how fast it runs, and
+when it gives up. None of them changes a trajectory or a weight."""
 
 
 async def run_campaign(
@@ -94,7 +104,9 @@ async def run_campaign(
         dev = stack.enter_context(Store.open(campaign.out / "evaluations" / "dev"))
         test = stack.enter_context(Store.open(campaign.out / "evaluations" / "test"))
         base = await trio.to_thread.run_sync(campaign.base_model)
-        async with ActorSystem(seed=config.run.seed) as system:
+        async with ActorSystem(
+            seed=config.run.seed, shutdown_seconds=config.run.shutdown_seconds
+        ) as system:
             learner = await system.start(
                 ChildSpec(
                     name="learner",
@@ -175,7 +187,7 @@ class _Campaign:
     async def step(self, learner: ActorRef, order: UpdatePolicy) -> str:
         """One evolution step; a finished model directory is the proof that it was done."""
         if not (Path(order.out) / "training.json").is_file():
-            await learner.ask(order, PolicyUpdated, timeout=_STEP_SECONDS)
+            await learner.ask(order, PolicyUpdated, timeout=self.config.run.step_seconds)
         return order.out
 
     def limits(self) -> EngineSettings:
@@ -186,6 +198,7 @@ class _Campaign:
             seed=run.seed,
             turn_seconds=run.turn_seconds,
             episode_seconds=run.episode_seconds,
+            shutdown_seconds=run.shutdown_seconds,
         )
 
     def wave_path(self, number: int) -> Path:

@@ -40,7 +40,17 @@ class RunSection(_Section, frozen=True):
     concurrency: int = 128
     """Live sessions at most."""
     turn_seconds: float = 120.0
+    """Deadline of one turn: completion and step."""
     episode_seconds: float = 3600.0
+    """Deadline of one episode."""
+    wave_seconds: float = 86_400.0
+    """Deadline of one wave, of experts, exploration or evaluation."""
+    step_seconds: float = 86_400.0
+    """Deadline of one evolution step, cloning and control included."""
+    swap_seconds: float = 600.0
+    """Deadline of one weight swap: running requests end, and the weights are loaded."""
+    shutdown_seconds: float = 30.0
+    """Deadline for stopping everything at the end, or after an error."""
     max_fault_share: float = 0.05
     """A wave with more faults than this stops the campaign: a broken world teaches nothing."""
     threads: int = 1
@@ -218,6 +228,10 @@ def _check(config: CampaignConfig, name: str) -> None:
         "run.threads": config.run.threads,
         "run.turn_seconds": config.run.turn_seconds,
         "run.episode_seconds": config.run.episode_seconds,
+        "run.wave_seconds": config.run.wave_seconds,
+        "run.step_seconds": config.run.step_seconds,
+        "run.swap_seconds": config.run.swap_seconds,
+        "run.shutdown_seconds": config.run.shutdown_seconds,
         "rollout.tasks": config.rollout.tasks,
         "rollout.attempts": config.rollout.attempts,
         "rollout.max_tokens": config.rollout.max_tokens,
