@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.errors import ConfigError, TooManyFaults
+from ..engine.errors import ConfigError
 from ..engine.store import Store
-from ..engine.trajectory import Outcome, Trajectory, Wave
+from ..engine.trajectory import Wave
 from ..envs.base import EnvSpec, Task
 from ..envs.registry import resolve
 from .config import CampaignConfig
@@ -128,24 +128,15 @@ class Arena:
         return summarise(name, sealed.trajectories)
 
     async def _play(self, store: Store, plan: WavePlan, stage: str) -> Wave:
-        sealed = await play_wave(self._engine, store, plan, watch=self._watch, stage=stage)
-        check_faults(stage, sealed.trajectories, self._config.run.max_fault_share)
+        run = self._config.run
+        sealed = await play_wave(
+            self._engine,
+            store,
+            plan,
+            watch=self._watch,
+            stage=stage,
+            max_fault_share=run.max_fault_share,
+            seconds=run.wave_seconds,
+        )
         self.turns += sum(len(t.turns) for t in sealed.trajectories)
         return sealed
-
-
-def check_faults(what: str, trajectories: Sequence[Trajectory], allowed: float) -> None:
-    """Refuse to go on from a broken world.
-
-    Raises:
-        TooManyFaults: a larger share than `allowed` are faults; names the first.
-    """
-    faulted = [t for t in trajectories if t.outcome is Outcome.FAULT]
-    if not faulted or len(faulted) <= allowed * len(trajectories):
-        return
-    fault = faulted[0].fault
-    first = f"{fault.kind}: {fault.text}" if fault is not None else "unknown"
-    raise TooManyFaults(
-        f"{what}: {len(faulted)} of {len(trajectories)} episodes are faults, above "
-        f"run.max_fault_share = {allowed}; the first is {faulted[0].id}, {first}"
-    )

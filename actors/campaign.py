@@ -29,6 +29,7 @@ and the rule for stopping (`learners.stopping`).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ from typing import Final
 import msgspec
 import trio
 
-from ..engine.errors import AskFailed, ConfigError, EmptyWave
+from ..engine.blocking import run_blocking
+from ..engine.errors import ActorDead, AskFailed, ConfigError, EmptyWave, LearnerError
 from ..engine.ref import ActorRef
 from ..engine.store import Store
 from ..engine.supervisor import ChildSpec
@@ -47,11 +49,11 @@ from ..engine.system import ActorSystem
 from ..envs.base import EnvSpec
 from ..learners.settings import CloningSettings
 from ..learners.stopping import Decision, Score, judge
-from .arena import Arena, Curriculum, check_faults, curriculum
+from .arena import Arena, Curriculum, curriculum
 from .config import CampaignConfig
 from .embedding import EngineSettings, open_engine
 from .evaluator import standard_error
-from .learner import LearnerActor
+from .learner import LearnerActor, learner_error, stage_of
 from .monitor import Watch
 from .policy_source import policy_source
 from .protocol import PolicyUpdated, UpdatePolicy
@@ -62,22 +64,25 @@ _EXPERT_WAVE: Final = 0
 """The main store's wave 0 holds the experts; exploration waves count from 1."""
 
 _FREE: Final = frozenset(
-    f"run.{key}"
-    for key in (
-        "out",
-        "concurrency",
-        "threads",
-        "turn_seconds",
-        "episode_seconds",
-        "wave_seconds",
-        "step_seconds",
-        "swap_seconds",
-        "shutdown_seconds",
-        "max_fault_share",
-    )
+    {
+        "run.out",
+        "run.concurrency",
+        "run.threads",
+        "run.turn_seconds",
+        "run.episode_seconds",
+        "run.wave_seconds",
+        "run.step_seconds",
+        "run.swap_seconds",
+        "run.shutdown_seconds",
+        "run.max_fault_share",
+        "cloning.checkpoint_every",
+        "cloning.checkpoint_seconds",
+        "learner.training.checkpoint_every",
+        "learner.training.checkpoint_seconds",
+    }
 )
-"""Settings that may change when a campaign goes on: where it is, how fast it runs, and
-when it gives up. None of them changes a trajectory or a weight."""
+"""Settings that may change when a campaign goes on: where it is, how fast it runs, how
+often it saves, and when it gives up. None of them changes what is learned."""
 
 
 async def run_campaign(
@@ -93,7 +98,8 @@ async def run_campaign(
     Raises:
         ConfigError: the config cannot work, or the directory holds another campaign.
         TooManyFaults: a wave had a larger share of faults than allowed.
-        AskFailed: an evolution step could not be done (no expert can be learned from, say).
+        LearnerError: an evolution step could not be done (no expert can be learned from, say).
+        DeadlineExceeded: a stage took too long; the text names it.
         StorageFailed: the disk refused; what was sealed is intact.
     """
     campaign = _Campaign(config, Path(out), curriculum(config), watch or (lambda _: None))
@@ -103,14 +109,16 @@ async def run_campaign(
         require_settings(main, settings)
         dev = stack.enter_context(Store.open(campaign.out / "evaluations" / "dev"))
         test = stack.enter_context(Store.open(campaign.out / "evaluations" / "test"))
-        base = await trio.to_thread.run_sync(campaign.base_model)
+        base = await run_blocking(campaign.base_model)
         async with ActorSystem(
             seed=config.run.seed, shutdown_seconds=config.run.shutdown_seconds
         ) as system:
             learner = await system.start(
                 ChildSpec(
                     name="learner",
-                    factory=lambda: LearnerActor(config.run.threads, campaign.watch),
+                    factory=lambda: LearnerActor(
+                        config.run.threads, campaign.watch, config.run.step_seconds
+                    ),
                 )
             )
             await campaign.experts(main)
@@ -153,7 +161,7 @@ class _Campaign:
             return self.config.model.path
         path = self.model_path("base")
         if not (path / "config.json").is_file():
-            _make_tiny(path, self.tasks.spec, self.config)
+            _make_tiny(path, self.tasks.spec, self.config)  # whole or not at all
         return str(path)
 
     async def experts(self, main: Store) -> None:
@@ -166,8 +174,15 @@ class _Campaign:
             turn_limit=self.config.environment.turn_limit,
         )
         async with open_engine("expert", settings=self.limits()) as engine:
-            wave = await play_wave(engine, main, plan, watch=self.watch, stage="experts")
-        check_faults("experts", wave.trajectories, self.config.run.max_fault_share)
+            await play_wave(
+                engine,
+                main,
+                plan,
+                watch=self.watch,
+                stage="experts",
+                max_fault_share=self.config.run.max_fault_share,
+                seconds=self.config.run.wave_seconds,
+            )
 
     async def clone(
         self, learner: ActorRef, start: str, name: str, settings: CloningSettings
@@ -185,9 +200,25 @@ class _Campaign:
         return await self.step(learner, order)
 
     async def step(self, learner: ActorRef, order: UpdatePolicy) -> str:
-        """One evolution step; a finished model directory is the proof that it was done."""
-        if not (Path(order.out) / "training.json").is_file():
-            await learner.ask(order, PolicyUpdated, timeout=self.config.run.step_seconds)
+        """One evolution step; a finished model directory is the proof that it was done.
+
+        Raises:
+            LearnerError, StoreError, ConfigError, DeadlineExceeded: as the learner failed.
+        """
+        if (Path(order.out) / "training.json").is_file():
+            # Its checkpoints, if it was killed just before it removed them.
+            await run_blocking(shutil.rmtree, f"{order.out}.training", True)
+            return order.out
+        try:
+            await learner.ask(order, PolicyUpdated)  # the learner owns the deadline
+        except AskFailed as error:
+            raise learner_error(order, error) from error
+        except ActorDead as error:
+            await trio.lowlevel.checkpoint()  # where its supervisor gave up, that is the error
+            raise LearnerError(
+                f"{stage_of(order)}: the learner died ({error}); the same command goes on from "
+                "the last checkpoint"
+            ) from error
         return order.out
 
     def limits(self) -> EngineSettings:
@@ -198,6 +229,7 @@ class _Campaign:
             seed=run.seed,
             turn_seconds=run.turn_seconds,
             episode_seconds=run.episode_seconds,
+            swap_seconds=run.swap_seconds,
             shutdown_seconds=run.shutdown_seconds,
         )
 
@@ -242,10 +274,8 @@ class _Waves:
             )
             try:
                 last = await campaign.step(self.learner, order)
-            except AskFailed as error:
-                if error.kind != EmptyWave.__name__:
-                    raise
-                return error.text  # nothing succeeded: the policies so far stand
+            except EmptyWave as error:
+                return str(error)  # nothing succeeded: the policies so far stand
             await self.arena.publish(wave, last)
             training = read_training(last)
             steps += training.steps
@@ -301,15 +331,18 @@ class _Waves:
 def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
     from ..learners.tiny import make_tiny_model
 
+    from ..learners.directories import atomic_directory
+
     tiny = config.model.tiny
     if tiny is None or not spec.vocabulary:
         raise ConfigError(
             f"model.tiny needs an environment with a closed vocabulary, and {spec.id} has none: "
             "use maze-grid-v1?style=terse, or give model.path"
         )
-    make_tiny_model(
-        path, vocabulary=spec.vocabulary, seed=config.run.seed, **msgspec.structs.asdict(tiny)
-    )
+    with atomic_directory(path) as draft:
+        make_tiny_model(
+            draft, vocabulary=spec.vocabulary, seed=config.run.seed, **msgspec.structs.asdict(tiny)
+        )
 
 
 def _score(row: Row) -> Score:

@@ -4,6 +4,9 @@ Records are journalled and then delivered to the rollout's stream in the order
 they arrived. One write and one fsync serve all records that came in meanwhile
 (group commit), so durability costs an episode microseconds.
 
+Turns of live episodes are in the journal too (`turnlog`); somebody has to commit them
+when no episode ends for a while, and that is done here, about once a second.
+
 Invariants: each episode is delivered once; nothing is delivered before the
 journal holds it; a record is accepted (the answer to its session) only when the
 ledger has it, and no consumer makes the collector wait: a slow one holds back the
@@ -16,6 +19,9 @@ Not here: sealing waves (`engine.store`) and grouping for a learner (`learners`)
 
 from __future__ import annotations
 
+import logging
+from typing import Final
+
 import trio
 
 from ..engine.actor import Actor
@@ -23,6 +29,11 @@ from ..engine.errors import BadSample, MessageTooLarge, StoreError, classify
 from ..engine.trajectory import Fault, Trajectory
 from .ledger import Ledger, RolloutBook
 from .protocol import Accepted, EpisodeEnded
+
+_TURNS_SECONDS: Final = 0.5
+"""A turn may be on its way to the disk for so long, if no record takes it along."""
+
+_log: Final = logging.getLogger("rollwave.actors")
 
 
 class Collector(Actor):
@@ -42,12 +53,17 @@ class Collector(Actor):
         if self._undelivered:
             self._arrived.set()
         self.background(self._deliver)
+        self.background(self._commit_turns)
 
     async def receive(self, message: EpisodeEnded) -> Accepted:  # type: ignore[override]
         """Strike the episode out and queue its record; what is not open is not looked at."""
         book = self._ledger.books.get(message.rollout)
         if book is not None and message.trajectory.id in book.open:
             self._enter(book, message.trajectory)
+            book.resumed += message.resumed > 0
+            if message.restarted:
+                book.restarted += 1
+                _log.warning("%s began anew: %s", message.trajectory.id, message.restarted)
         return Accepted()
 
     def _enter(self, book: RolloutBook, trajectory: Trajectory) -> None:
@@ -73,8 +89,17 @@ class Collector(Actor):
             if self._undelivered:
                 self._arrived.set()
 
+    async def _commit_turns(self) -> None:
+        """Bring logged turns to the disk where no record does."""
+        while True:
+            await self._ledger.stirred.wait()
+            await trio.sleep(_TURNS_SECONDS)
+            self._ledger.stirred = trio.Event()
+            for book in list(self._ledger.books.values()):
+                await self._commit(book)
+
     async def _commit(self, book: RolloutBook) -> None:
-        if book.journal is None or book.error is not None:
+        if book.journal is None or book.error is not None or not book.journal.pending:
             return
         try:
             await book.journal.sync()

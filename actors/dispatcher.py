@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
+import msgspec
 import trio
 
 from ..engine.actor import Actor
@@ -116,6 +117,8 @@ class Dispatcher(Actor):
             spec, on_exit=lambda gone: self._session_gone(book, order, gone)
         )
         book.admit(order)
+        if turns := book.begun.pop(order.id, ()):
+            order = msgspec.structs.replace(order, turns=tuple(turns))
         self._live.setdefault(order.rollout, {})[order.id] = ref
         ref.tell_nowait(order)
 

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import trio
 
 from ..engine.actor import Actor
+from ..engine.clock import rolling_deadline
 from ..engine.codec import Message
 from ..engine.errors import ActorDead, ActorRestarted, ConfigError
 from ..engine.journal import Journal
@@ -35,20 +35,22 @@ from ..engine.permits import Permits
 from ..engine.ref import ActorRef
 from ..engine.supervisor import ChildSpec
 from ..engine.system import ActorSystem
-from ..engine.trajectory import Outcome, Trajectory
-from ..envs.base import Environment, EnvSpec, Task
+from ..engine.trajectory import Trajectory
+from ..envs.base import EnvSpec, Task
 from ..envs.formats import get_format
+from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
 from ..envs.registry import resolve
 from .collector import Collector
 from .dispatcher import Dispatcher, trajectory_id
+from .episode import SessionSettings
 from .inference import Inference, PolicyHolder
 from .ledger import Ledger, RolloutBook
-from .monitor import Snapshot
 from .policies import ExpertPolicy, ModelPolicy, Policy, RandomPolicy
 from .policy_source import PolicySource, policy_source
-from .protocol import Accepted, CancelRollout, RunRollout, Sampling
-from .session import SessionSettings
-from .weights import publish
+from .protocol import Accepted, CancelRollout, RunRollout, Sampling, TurnTaken
+from .rollout import Rollout as Rollout
+from .turnlog import TurnLog
+from .weights import PUBLISH_SECONDS, publish
 
 _CONTROL_SECONDS: Final = 60.0
 """Deadline of a control message (begin or cancel a rollout)."""
@@ -63,13 +65,15 @@ class EngineSettings:
     seed: int = 0
     turn_seconds: float = 120.0
     episode_seconds: float = 3600.0
+    swap_seconds: float = PUBLISH_SECONDS
+    """Of a weight swap: running requests end, the weights are loaded."""
     shutdown_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the key."""
         if self.concurrency < 1:
             raise ConfigError(f"concurrency must be at least 1, not {self.concurrency}")
-        for key in ("turn_seconds", "episode_seconds", "shutdown_seconds"):
+        for key in ("turn_seconds", "episode_seconds", "swap_seconds", "shutdown_seconds"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"{key} must be above 0, not {getattr(self, key)}")
 
@@ -95,6 +99,8 @@ class Engine:
         self._dispatcher = dispatcher
         self._holder = holder
         self._specs: dict[str, EnvSpec] = {}
+        self._hosts: dict[str, Host] = {}
+        # The permits bound threads already.
         self._threads = trio.CapacityLimiter(math.inf)
 
     def spec(self, env: str) -> EnvSpec:
@@ -111,10 +117,27 @@ class Engine:
         """The tasks of one split of an environment."""
         return self.spec(env).tasks(split, limit=limit)
 
-    def use(self, spec: EnvSpec) -> EnvSpec:
-        """Make an environment known to this engine alone, without the registry."""
+    def use(self, spec: EnvSpec, host: Host | None = None) -> EnvSpec:
+        """Make an environment known to this engine alone, without the registry.
+
+        Args:
+            spec: rollouts begun from now on take it for its id.
+            host: opens its sessions; None = as its cost class says.
+        """
         self._specs[spec.id] = spec
+        self._hosts.pop(spec.id, None)
+        if host is not None:
+            self._hosts[spec.id] = host
         return spec
+
+    def host(self, spec: EnvSpec) -> Host:
+        """Where the sessions of an environment run, by its cost class."""
+        if spec.id not in self._hosts:
+            inline = spec.cost == "inline"
+            self._hosts[spec.id] = (
+                InlineHost(spec.make) if inline else ThreadHost(spec.make, self._threads)
+            )
+        return self._hosts[spec.id]
 
     def rollout(
         self,
@@ -126,6 +149,7 @@ class Engine:
         turn_limit: int = 0,
         journal: Journal | None = None,
         skip: Sequence[str] = (),
+        resume: Mapping[str, Sequence[TurnTaken]] | None = None,
     ) -> Rollout:
         """Play every task `attempts` times; iterate over the result to start it.
 
@@ -137,6 +161,8 @@ class Engine:
             turn_limit: turns an episode may take; 0 = the environment's own limit.
             journal: where each record is made durable before it is yielded.
             skip: trajectory ids that exist already (resume); they are not played.
+            resume: turns of episodes that had begun before a crash, by trajectory id
+                (`turnlog.read_progress`): they go on behind them.
 
         Raises:
             ConfigError: `attempts` is below 1, or two tasks have the same id.
@@ -147,8 +173,10 @@ class Engine:
         if repeated:
             raise ConfigError(f"task {repeated[0]} is given twice; use attempts to repeat tasks")
         sampling = sampling or Sampling(temperature=0.0)
+        live: dict[str, rolling_deadline] = {}
+        turn_log = TurnLog(journal, self.ledger.stir) if journal is not None else None
         settings = {
-            env: self._session_settings(self.spec(env), sampling, turn_limit)
+            env: self._session_settings(self.spec(env), sampling, turn_limit, turn_log, live)
             for env in dict.fromkeys(task.env for task in tasks)
         }
         skipped = frozenset(skip)
@@ -158,7 +186,7 @@ class Engine:
             for attempt in range(attempts)
         )
         send, receive = trio.open_memory_channel[Trajectory](math.inf)
-        book = RolloutBook(settings, planned, send, journal)
+        book = RolloutBook(settings, planned, send, journal, dict(resume or {}), live)
         number = self.ledger.open_book(book)
         order = RunRollout(
             number, tuple(tasks), attempts, wave, self.settings.seed, sampling, tuple(skip)
@@ -166,13 +194,18 @@ class Engine:
         return Rollout(self, order, book, receive)
 
     def _session_settings(
-        self, spec: EnvSpec, sampling: Sampling, turn_limit: int
+        self,
+        spec: EnvSpec,
+        sampling: Sampling,
+        turn_limit: int,
+        turn_log: TurnLog | None,
+        live: dict[str, rolling_deadline],
     ) -> SessionSettings:
         source = self.source
         action_format = get_format(spec.action_format)
         inference = self.inference
 
-        def make_policy(environment: Environment) -> Policy:
+        def make_policy(environment: Hosted) -> Policy:
             if source.kind == "expert":
                 return ExpertPolicy(environment, action_format)
             if source.kind == "random":
@@ -182,6 +215,7 @@ class Engine:
 
         return SessionSettings(
             spec=spec,
+            host=self.host(spec),
             action_format=action_format,
             policy_name=source.name,
             make_policy=make_policy,
@@ -189,7 +223,8 @@ class Engine:
             turn_limit=turn_limit,
             turn_seconds=self.settings.turn_seconds,
             episode_seconds=self.settings.episode_seconds,
-            threads=self._threads,
+            turn_log=turn_log,
+            live=live,
         )
 
     async def begin(self, order: RunRollout) -> None:
@@ -225,114 +260,11 @@ class Engine:
         if self.inference is None or self._holder is None:
             raise ConfigError(f"the policy {self.source.name!r} has no weights to swap")
         try:
-            await publish(self.inference, self._holder, version, path)
+            seconds = self.settings.swap_seconds
+            await publish(self.inference, self._holder, version, path, seconds=seconds)
         except ActorDead:
             await _reason()
             raise
-
-
-class Rollout:
-    """The trajectories of one rollout, in the order in which they end.
-
-    Iterate over it; leaving an `async with` on it early cancels what still runs.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        order: RunRollout,
-        book: RolloutBook,
-        stream: trio.MemoryReceiveChannel[Trajectory],
-    ) -> None:
-        self._engine = engine
-        self._order = order
-        self._book = book
-        self._stream = stream
-        self._begun = False
-        self._started = trio.current_time()
-
-    @property
-    def planned(self) -> int:
-        """Episodes of this rollout in all, without those skipped."""
-        return self._book.planned
-
-    def snapshot(self, stage: str = "") -> Snapshot:
-        """The figures of this moment."""
-        book = self._book
-        scored = sum(n for outcome, n in book.outcomes.items() if outcome.scored)
-        elapsed = trio.current_time() - self._started
-        return Snapshot(
-            stage=stage,
-            sessions_live=len(book.open),
-            episodes_done=book.ended,
-            episodes_total=book.planned,
-            turns=book.turns,
-            turns_per_second=book.turns / elapsed if elapsed > 0 else 0.0,
-            batch_fill=self._engine.batch_fill(),
-            outcomes={outcome.value: n for outcome, n in book.outcomes.items()},
-            success_rate=book.outcomes[Outcome.SUCCESS] / scored if scored else None,
-        )
-
-    def __aiter__(self) -> Self:
-        """Iterate; a rollout can be iterated once, and is closed at its end."""
-        return self
-
-    async def __anext__(self) -> Trajectory:
-        """The next trajectory to end."""
-        if not self._begun:
-            self._begun = True
-            self._started = trio.current_time()
-            if self._book.planned == 0:
-                self._book.stream.close()
-            else:
-                await self._engine.begin(self._order)
-        try:
-            trajectory = await self._stream.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            await self.aclose()  # where it ended early, its sessions still run
-            if self._book.error is not None:
-                raise self._book.error from None
-            raise StopAsyncIteration from None
-        self._book.take()
-        return trajectory
-
-    def ready(self) -> list[Trajectory]:
-        """What has ended already, without waiting."""
-        trajectories: list[Trajectory] = []
-        while True:
-            try:
-                trajectories.append(self._stream.receive_nowait())
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                self._book.take(len(trajectories))
-                return trajectories
-
-    async def aclose(self) -> None:
-        """Cancel what still runs, and wait until it has ended, also when cancelled; finished
-        records that were not yet taken are dropped here (a journal has them)."""
-        self._stream.close()
-        self._book.cancel()
-        try:
-            if self._begun and not self._book.complete:
-                # Shielded: the mailbox skips an ask whose asker has gone. It is short, since
-                # sessions are cancelled, and has the deadline of a control message.
-                with trio.CancelScope(shield=True), suppress(ActorDead):
-                    await self._engine.cancel(self._order.rollout)
-        finally:
-            # Whatever happened: nothing may reach a closed journal.
-            self._engine.ledger.close_book(self._order.rollout)
-
-    async def __aenter__(self) -> Self:
-        """Enter; `async with` guarantees the cancellation of what was not iterated."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Cancel what still runs."""
-        await self.aclose()
 
 
 @asynccontextmanager

@@ -20,17 +20,18 @@ Not here: delivery (`collector`) and admission (`dispatcher`).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
-from ..engine.errors import RollwaveError
+from ..engine.clock import rolling_deadline
+from ..engine.errors import FaultKind, RollwaveError
 from ..engine.journal import Journal
 from ..engine.trajectory import Fault, Outcome, Trajectory
-from .protocol import RunEpisode, RunRollout
-from .session import SessionSettings
+from .episode import SessionSettings
+from .protocol import RunEpisode, RunRollout, TurnTaken
 
 
 @dataclass
@@ -44,6 +45,10 @@ class RolloutBook:
     stream: trio.MemorySendChannel[Trajectory]
     """Unbounded: `room` is what bounds it."""
     journal: Journal | None = None
+    begun: dict[str, Sequence[TurnTaken]] = field(default_factory=dict)
+    """Turns of episodes that were live in a crash, by id; given to their sessions, once."""
+    live: dict[str, rolling_deadline] = field(default_factory=dict)
+    """Deadlines of the live episodes that have begun to play."""
     order: RunRollout | None = None
     """Set when the dispatcher has accepted it: what its next incarnation goes on with."""
     open: dict[str, RunEpisode] = field(default_factory=dict)
@@ -54,6 +59,11 @@ class RolloutBook:
     """Records that the consumer has."""
     turns: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
+    faults: Counter[FaultKind] = field(default_factory=Counter)
+    resumed: int = 0
+    """Episodes that went on in the middle, behind turns of before a crash."""
+    restarted: int = 0
+    """Episodes that began anew, because those turns could not be rebuilt."""
     cancelled: bool = False
     error: RollwaveError | None = None
     """Why the rollout cannot go on (its journal failed, the engine closed). Raised to
@@ -84,6 +94,8 @@ class RolloutBook:
         self.ended += 1
         self.turns += len(trajectory.turns)
         self.outcomes[trajectory.outcome] += 1
+        if trajectory.fault is not None:
+            self.faults[trajectory.fault.kind] += 1
         return True
 
     def deliver(self, trajectory: Trajectory) -> None:
@@ -114,6 +126,15 @@ class RolloutBook:
         if self.complete and self.delivered == self.ended:
             self.stream.close()
 
+    def slowest(self, now: float) -> tuple[str, float] | None:
+        """The stage that has lasted longest among the live episodes, and its seconds.
+
+        Looks at each of them: ask about once a second, not for each record.
+        """
+        stages = (limit.current() for limit in self.live.values())
+        stage, began = min(stages, key=lambda found: found[1], default=("", now))
+        return (stage, now - began) if stage else None
+
     def stand_in(self, order: RunEpisode, fault: Fault | None = None) -> Trajectory:
         """The record of an episode that has none of its own: a fault, or cancelled."""
         return Trajectory(
@@ -138,6 +159,8 @@ class Ledger:
     def __init__(self) -> None:
         self.books: dict[int, RolloutBook] = {}
         self.undelivered: deque[tuple[RolloutBook, Trajectory]] = deque()
+        self.stirred = trio.Event()
+        """Set when a journal has turns that no commit covers yet; made anew by who sees to it."""
         self._last = 0
 
     def open_book(self, book: RolloutBook) -> int:
@@ -145,6 +168,10 @@ class Ledger:
         self._last += 1
         self.books[self._last] = book
         return self._last
+
+    def stir(self) -> None:
+        """Note that turns were logged."""
+        self.stirred.set()
 
     def close_book(self, rollout: int) -> None:
         """Forget a rollout; records that still arrive for it are refused."""

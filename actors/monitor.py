@@ -26,6 +26,14 @@ class Snapshot:
     """Mean share of the inference batch in use, in [0, 1]; 0 where it is unbounded."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
     """Finished episodes by outcome name."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """Faulted episodes by kind."""
+    resumed: int = 0
+    """Episodes that went on in the middle, behind turns of before a crash."""
+    restarted: int = 0
+    """Episodes that began anew after one, because those turns could not be rebuilt."""
+    slowest: str = ""
+    """The live episode that is longest in one stage: its stage and seconds, if it is long."""
     success_rate: float | None = None
     """Successes over scored episodes so far; None before the first."""
 

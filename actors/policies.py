@@ -23,13 +23,13 @@ from typing import ClassVar, Final, Protocol
 import trio
 
 from ..engine.codec import pack_mask, unpack_floats, unpack_tokens
-from ..engine.errors import ActorRestarted, BackendError, EnvironmentFault, FaultKind
+from ..engine.errors import ActorRestarted, BackendError, BadSample, EnvironmentFault, FaultKind
 from ..engine.ref import ActorRef
 from ..engine.seeds import derive
 from ..engine.trajectory import ChatMessage, FinishReason
-from ..envs.base import Environment
 from ..envs.formats import ActionFormat
-from .protocol import Completion, Generate, Sampling
+from ..envs.hosting import Hosted
+from .protocol import Completion, Generate, Sampling, TurnTaken
 
 _NOTHING: Final[tuple[array[int], array[float]]] = (array("I"), array("f"))
 
@@ -73,6 +73,13 @@ class Policy(ABC):
     ) -> None:
         """Begin the episode."""
 
+    def resume(self, turns: Sequence[TurnTaken]) -> None:  # noqa: B027 (most remember nothing)
+        """Take over what was written in these turns, before a crash. After `open`.
+
+        Raises:
+            BadSample: it cannot go on behind them.
+        """
+
     @abstractmethod
     async def act(self, observation: str, turn: int) -> Act:
         """Write the completion of this turn."""
@@ -81,11 +88,15 @@ class Policy(ABC):
         """The episode's packed token ids, loss mask and log-probs; empty without a model."""
         return b"", b"", b""
 
+    def added(self) -> tuple[bytes, bytes]:
+        """Packed token ids and log-probs that the last turn added; empty without a model."""
+        return b"", b""
+
 
 class ExpertPolicy(Policy):
     """The environment's own expert, written in the action format."""
 
-    def __init__(self, environment: Environment, action_format: ActionFormat) -> None:
+    def __init__(self, environment: Hosted, action_format: ActionFormat) -> None:
         self._environment = environment
         self._format = action_format
 
@@ -96,7 +107,7 @@ class ExpertPolicy(Policy):
             EnvironmentFault: the environment has no expert, or it is at a loss here.
         """
         await trio.lowlevel.checkpoint()  # nothing else in such an episode yields to others
-        action = self._environment.expert()
+        action = await self._environment.expert()
         if action is None:
             raise EnvironmentFault("the environment's expert has no action from here")
         require_text("expert", action)
@@ -106,7 +117,7 @@ class ExpertPolicy(Policy):
 class RandomPolicy(Policy):
     """A uniformly random available action, seeded by the episode and the turn."""
 
-    def __init__(self, environment: Environment, action_format: ActionFormat) -> None:
+    def __init__(self, environment: Hosted, action_format: ActionFormat) -> None:
         self._environment = environment
         self._format = action_format
         self._seed = 0
@@ -118,7 +129,7 @@ class RandomPolicy(Policy):
     async def act(self, observation: str, turn: int) -> Act:
         """Choose among the available actions."""
         await trio.lowlevel.checkpoint()
-        actions = self._environment.available_actions()
+        actions = await self._environment.available_actions()
         if not actions:
             raise EnvironmentFault("the environment lists no available action")
         choice = random.Random(derive(self._seed, "turn", turn)).choice(actions)  # noqa: S311
@@ -151,6 +162,7 @@ class ModelPolicy(Policy):
         self._ids: array[int] = array("I")
         self._logprobs: array[float] = array("f")
         self._mask = bytearray()
+        self._before = 0  # tokens there were before this turn
         self._closed = True
         self._episode = ""
         self._turn_seeds = 0
@@ -160,6 +172,23 @@ class ModelPolicy(Policy):
         self._messages = list(prompt)
         self._episode = episode
         self._turn_seeds = derive(seed, "turn")
+
+    def resume(self, turns: Sequence[TurnTaken]) -> None:
+        """Append what these turns added, token for token."""
+        for taken in turns:
+            turn = taken.turn
+            if self._renderer is None:
+                self._messages.append(ChatMessage("user", turn.observation))
+                self._messages.append(ChatMessage("assistant", turn.completion, True))
+            self._ids.frombytes(taken.token_ids)
+            self._logprobs.frombytes(taken.logprobs)
+            sampled = turn.end - turn.start
+            if turn.start < len(self._mask) or turn.end != len(self._ids):
+                raise BadSample(f"turn {taken.number} of {taken.episode} lacks its tokens")
+            if sampled == 0 and self._renderer is not None and turn.completion:
+                raise BadSample(f"turn {taken.number} of {taken.episode} was kept as text alone")
+            self._mask += bytes(turn.start - len(self._mask)) + b"\x01" * sampled
+            self._closed = turn.finish is FinishReason.STOP
 
     async def act(self, observation: str, turn: int) -> Act:
         """Append the observation, ask for a completion, append what was sampled.
@@ -202,6 +231,7 @@ class ModelPolicy(Policy):
     def _request(self, observation: str, turn: int) -> Generate:
         """The request of this turn; the observation joins the prompt here, once."""
         sampling = self._sampling
+        self._before = len(self._ids)
         if self._renderer is None:
             self._messages.append(ChatMessage("user", observation))
             prompt, messages = b"", tuple(self._messages)
@@ -244,6 +274,10 @@ class ModelPolicy(Policy):
     def tokens(self) -> tuple[bytes, bytes, bytes]:
         """Packed token ids, loss mask and log-probs so far."""
         return self._ids.tobytes(), pack_mask(self._mask), self._logprobs.tobytes()
+
+    def added(self) -> tuple[bytes, bytes]:
+        """Packed token ids and log-probs of the last turn, its observation's included."""
+        return self._ids[self._before :].tobytes(), self._logprobs[self._before :].tobytes()
 
 
 def require_text(what: str, text: object) -> None:

@@ -14,7 +14,7 @@ Not here: the records inside the messages (`engine.trajectory`, `envs.base`).
 from __future__ import annotations
 
 from ..engine.codec import Message
-from ..engine.trajectory import ChatMessage, FinishReason, Trajectory
+from ..engine.trajectory import ChatMessage, FinishReason, Trajectory, Turn
 from ..envs.base import Task
 
 
@@ -58,6 +58,24 @@ class Completion(Message, frozen=True):
     policy_version: int
 
 
+class TurnTaken(Message, frozen=True):
+    """Session → journal: one turn of an episode that has not ended yet.
+
+    All of an episode's turns, in order, are enough to rebuild it in another process.
+    """
+
+    episode: str
+    number: int
+    """Of the turn, from 0."""
+    seed: int
+    """Of the episode: turns of another seed belong to another episode of that id."""
+    turn: Turn
+    token_ids: bytes
+    """uint32: what this turn added to the episode's tokens, observation and completion."""
+    logprobs: bytes
+    """float32, one for each id; 0 where the agent did not sample it."""
+
+
 class RunEpisode(Message, frozen=True):
     """Dispatcher → session: play this, once."""
 
@@ -72,6 +90,8 @@ class RunEpisode(Message, frozen=True):
     """Of this attempt: turn seeds hang below it."""
     environment_seed: int
     """Of this task: every attempt of a group meets the same environment."""
+    turns: tuple[TurnTaken, ...] = ()
+    """What was played of it before a crash: it goes on behind them."""
 
 
 class EpisodeEnded(Message, frozen=True):
@@ -79,6 +99,10 @@ class EpisodeEnded(Message, frozen=True):
 
     rollout: int
     trajectory: Trajectory
+    resumed: int = 0
+    """Turns that were not played but rebuilt, after a crash of the run or of a worker."""
+    restarted: str = ""
+    """Why it began anew, where its earlier turns could not be rebuilt."""
 
 
 class RunRollout(Message, frozen=True):

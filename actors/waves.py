@@ -1,24 +1,33 @@
 """One wave: play it into a journal, then seal it into the store.
 
 Resumable at any moment: a sealed wave is read back; an unsealed one goes on with
-the episodes that its journal does not hold. Cancelled episodes are played again,
-faulted ones are not (a fault is a result, and is counted).
+the episodes that its journal does not hold, and in the middle of those whose turns it
+holds. Cancelled episodes are played again; faulted ones are not (a fault is a result,
+and is counted), unless there were so many that the wave was given up.
 
-Invariant: the sealed wave holds the manifest's episodes in manifest order, so the
-same results give the same file whatever order they arrived in.
+Invariants:
+
+* the sealed wave holds the manifest's episodes in manifest order, so the same results
+  give the same file whatever order they arrived in;
+* a wave with too many faults is never sealed: nobody learns from a broken world.
 
 Not here: what a wave is for (`campaign`, the command line).
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
-from ..engine.errors import ConfigError, StoreError
-from ..engine.journal import Journal, read_journal
+from ..engine.blocking import run_blocking
+from ..engine.clock import deadline
+from ..engine.errors import ConfigError, DeadlineExceeded, StoreError, TooManyFaults
+from ..engine.journal import Journal
 from ..engine.store import Store
 from ..engine.trajectory import Outcome, Trajectory, Wave
 from ..envs.base import Task
@@ -26,6 +35,10 @@ from .dispatcher import trajectory_id
 from .embedding import Engine
 from .monitor import Watch
 from .protocol import Sampling
+from .turnlog import read_progress
+
+_ROUNDS: Final = 5
+"""Times that a wave is begun in one process: each death of a dispatcher costs one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +76,15 @@ def require_settings(store: Store, settings: Mapping[str, str]) -> None:
             )
 
 
-def journalled(store: Store) -> dict[str, Trajectory]:
-    """Finished episodes of the unsealed wave, by id; the last record of an id counts."""
-    path = store.journal_path
-    if not path.exists():
-        return {}
-    return {
-        record.id: record
-        for record in read_journal(path, Trajectory)
-        if isinstance(record, Trajectory) and record.outcome is not Outcome.CANCELLED
-    }
-
-
 async def play_wave(
-    engine: Engine, store: Store, plan: WavePlan, *, watch: Watch | None = None, stage: str = ""
+    engine: Engine,
+    store: Store,
+    plan: WavePlan,
+    *,
+    watch: Watch | None = None,
+    stage: str = "",
+    max_fault_share: float = 1.0,
+    seconds: float = math.inf,
 ) -> Wave:
     """Play what is missing of a wave and seal it.
 
@@ -86,41 +94,140 @@ async def play_wave(
         plan: what it is.
         watch: told a snapshot for each record that arrives.
         stage: the snapshot's words for what is being done.
+        max_fault_share: of the wave's episodes; with more faults it is given up.
+        seconds: deadline of the whole wave.
 
     Raises:
+        TooManyFaults: the world is broken. The wave is not sealed, and the same command
+            plays what faulted again.
+        DeadlineExceeded: the wave took too long; names what was stuck.
         StorageFailed: the disk refused a record; what was journalled before is kept.
         StoreError: episodes are missing at the end (cancelled under us).
     """
     if any(info.number == plan.number for info in store.waves()):
-        return await trio.to_thread.run_sync(store.read, plan.number)
-    manifest = plan.manifest()
-    wanted = frozenset(manifest)
-    found = await trio.to_thread.run_sync(journalled, store)
-    finished = {id_: record for id_, record in found.items() if id_ in wanted}
-    async with await Journal.open(store.journal_path) as journal:
-        rollout = engine.rollout(
-            plan.tasks,
-            attempts=plan.attempts,
-            wave=plan.number,
-            sampling=plan.sampling,
-            turn_limit=plan.turn_limit,
-            journal=journal,
-            skip=tuple(finished),
+        return await run_blocking(store.read, plan.number)
+    playing = _Playing(engine, store, plan, watch, stage or f"wave {plan.number}", max_fault_share)
+    await playing.load()
+    try:
+        with deadline(playing.stage, seconds):
+            for _ in range(_ROUNDS):
+                if not playing.missing() or not await playing.round():
+                    break
+    except DeadlineExceeded as late:
+        missing = len(playing.missing())
+        stuck = playing.stuck or "nothing was being played"
+        raise DeadlineExceeded(
+            f"{late}: {missing} of {len(playing.manifest)} episodes had not ended; longest in one "
+            f"stage was {stuck}. What has ended is kept; the same command goes on"
+        ) from None
+    return await playing.seal()
+
+
+class _Playing:
+    """A wave while it is played: what has ended of it so far."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        plan: WavePlan,
+        watch: Watch | None,
+        stage: str,
+        max_fault_share: float,
+    ) -> None:
+        self.stage = stage
+        self.manifest = plan.manifest()
+        self.stuck = ""
+        self._wanted = frozenset(self.manifest)
+        self._engine = engine
+        self._store = store
+        self._plan = plan
+        self._watch = watch
+        self._max_fault_share = max_fault_share
+        self._ended: dict[str, Trajectory] = {}
+
+    async def load(self) -> None:
+        """Take what an earlier process left in the journal."""
+        ended, _ = await run_blocking(read_progress, self._store.journal_path)
+        self._ended = {id_: record for id_, record in ended.items() if id_ in self._wanted}
+        if self._too_many():
+            # It was given up for them. If the world still is broken, that shows again.
+            scored = self._ended.items()
+            self._ended = {id_: t for id_, t in scored if t.outcome is not Outcome.FAULT}
+
+    def missing(self) -> list[str]:
+        """Ids of the episodes that have not ended, or were cancelled."""
+        return [
+            id_
+            for id_ in self.manifest
+            if id_ not in self._ended or self._ended[id_].outcome is Outcome.CANCELLED
+        ]
+
+    async def round(self) -> bool:
+        """Play what is missing; False if somebody stopped it, and it should stay so.
+
+        A dispatcher that dies leaves episodes cancelled that nobody wanted cancelled.
+        """
+        plan = self._plan
+        missing = frozenset(self.missing())
+        _, begun = await run_blocking(read_progress, self._store.journal_path)
+        async with await Journal.open(self._store.journal_path) as journal:
+            rollout = self._engine.rollout(
+                plan.tasks,
+                attempts=plan.attempts,
+                wave=plan.number,
+                sampling=plan.sampling,
+                turn_limit=plan.turn_limit,
+                journal=journal,
+                skip=tuple(id_ for id_ in self.manifest if id_ not in missing),
+                resume={id_: turns for id_, turns in begun.items() if id_ in missing},
+            )
+            async with rollout:
+                try:
+                    async for trajectory in rollout:
+                        self._ended[trajectory.id] = trajectory
+                        if self._watch is not None:
+                            self._watch(rollout.snapshot(self.stage))
+                        if trajectory.outcome is Outcome.FAULT:
+                            self._require_sound()
+                except trio.Cancelled:
+                    self.stuck = rollout.stuck()
+                    raise
+                return not rollout.cancelled
+
+    async def seal(self) -> Wave:
+        """Seal it, and let the journal go."""
+        plan = self._plan
+        missing = self.missing()
+        if missing:
+            raise StoreError(
+                f"wave {plan.number} misses {len(missing)} of {len(self.manifest)} episodes "
+                f"(first: {missing[0]}); run the same command again to play them"
+            )
+        records = [self._ended[id_] for id_ in self.manifest]
+        info = await run_blocking(self._store.seal, plan.number, plan.policy_version, records)
+        # The sealed wave holds everything that it held.
+        self._store.journal_path.unlink(missing_ok=True)
+        return Wave(plan.number, plan.policy_version, info.digest, tuple(records))
+
+    def _faults(self) -> list[Trajectory]:
+        return [t for t in self._ended.values() if t.outcome is Outcome.FAULT]
+
+    def _too_many(self) -> bool:
+        return len(self._faults()) > self._max_fault_share * len(self.manifest)
+
+    def _require_sound(self) -> None:
+        """Refuse to go on in a broken world, as soon as that is certain."""
+        if not self._too_many():
+            return
+        faults = self._faults()
+        kinds = Counter(t.fault.kind.value for t in faults if t.fault is not None)
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        first = faults[0]
+        text = first.fault.text if first.fault is not None else ""
+        raise TooManyFaults(
+            f"{self.stage}: {len(faults)} of {len(self.manifest)} episodes are faults ({counts}), "
+            f"above the allowed share of {self._max_fault_share:g}; the first is {first.id}, "
+            f"{text}. Mend what broke and run the same command: they are played again. Or allow "
+            "more with run.max_fault_share"
         )
-        async with rollout:
-            async for trajectory in rollout:
-                finished[trajectory.id] = trajectory
-                if watch is not None:
-                    watch(rollout.snapshot(stage))
-    missing = [
-        id_ for id_ in manifest if id_ not in finished or finished[id_].outcome is Outcome.CANCELLED
-    ]
-    if missing:
-        raise StoreError(
-            f"wave {plan.number} misses {len(missing)} of {len(manifest)} episodes "
-            f"(first: {missing[0]}); run the same command again to play them"
-        )
-    records = [finished[id_] for id_ in manifest]
-    info = await trio.to_thread.run_sync(store.seal, plan.number, plan.policy_version, records)
-    store.journal_path.unlink(missing_ok=True)  # the sealed wave holds everything it held
-    return Wave(plan.number, plan.policy_version, info.digest, tuple(records))

@@ -14,7 +14,8 @@ from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.evaluator import Evaluation, evaluate, summarise
 from ..actors.policy_source import BackendName, policy_source
 from ..actors.protocol import Sampling
-from ..actors.waves import WavePlan, journalled, play_wave, require_settings
+from ..actors.turnlog import read_progress
+from ..actors.waves import WavePlan, play_wave, require_settings
 from ..engine.errors import ConfigError
 from ..engine.store import Store
 from ..engine.trajectory import Trajectory
@@ -140,10 +141,11 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
         require_settings(store, settings)
 
         def kept() -> str:
-            count = len(journalled(store))
+            ended, begun = read_progress(store.journal_path)
+            middle = f", and {len(begun)} in the middle" if begun else ""
             return (
-                f"{count} of {len(plan.manifest())} episodes are kept in {options.out}; "
-                "the same command again plays the rest"
+                f"{len(ended)} of {len(plan.manifest())} episodes are kept{middle}, in "
+                f"{options.out}; the same command again plays the rest"
             )
 
         async def rollout() -> tuple[Trajectory, ...]:

@@ -103,10 +103,10 @@ def _unsealed(store: Store, sealed: Container[int]) -> dict[int, list[Trajectory
     """Read what the journal holds of waves that are not sealed, by wave."""
     if not store.journal_path.exists():
         return {}
-    from ..actors.waves import journalled
+    from ..actors.turnlog import read_progress
 
     waves: dict[int, list[Trajectory]] = {}
-    for trajectory in journalled(store).values():
+    for trajectory in read_progress(store.journal_path)[0].values():
         if trajectory.wave not in sealed:
             waves.setdefault(trajectory.wave, []).append(trajectory)
     return waves

@@ -74,7 +74,7 @@ class rolling_deadline:  # noqa: N801 (as `deadline`)
         ConfigError: a number of seconds is negative or not a number.
     """
 
-    __slots__ = ("_end", "_name", "_scope", "_seconds", "_stage", "_total")
+    __slots__ = ("_began", "_end", "_name", "_scope", "_seconds", "_stage", "_total")
 
     def __init__(self, name: str, seconds: float) -> None:
         if not seconds >= 0:
@@ -84,13 +84,15 @@ class rolling_deadline:  # noqa: N801 (as `deadline`)
 
     def __enter__(self) -> Self:
         """Start the clock of the whole."""
-        self._end = trio.current_time() + self._total
+        self._began = trio.current_time()
+        self._end = self._began + self._total
         self._scope = trio.CancelScope(deadline=self._end)
         self._scope.__enter__()
         return self
 
     def stage(self, name: str, seconds: float, now: float) -> None:
         """Begin the next stage at `now` (the loop's clock); the last one was in time."""
+        self._began = now
         until = now + seconds
         if until < self._end:
             self._stage, self._seconds = name, seconds
@@ -98,6 +100,10 @@ class rolling_deadline:  # noqa: N801 (as `deadline`)
         else:
             self._stage, self._seconds = self._name, self._total
             self._scope.deadline = self._end
+
+    def current(self) -> tuple[str, float]:
+        """The stage under way, and when it began."""
+        return self._stage, self._began
 
     def __exit__(
         self,

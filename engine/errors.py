@@ -16,6 +16,7 @@
     │   └── RestartLimitExceeded   too many restarts in the window: escalated
     ├── DeadlineExceeded           a stage outlived its deadline; names the stage
     ├── EnvironmentFault           an environment raised, hung or answered garbage
+    │   ├── EnvironmentLost        the process that it ran in is gone; its actions can be replayed
     │   └── LawBroken              a check found that an environment breaks its contract
     ├── TooManyFaults              a wave had more faults than allowed: the world is broken
     ├── BackendError               the inference backend refused or failed one request
@@ -126,6 +127,14 @@ class DeadlineExceeded(RollwaveError):
 
 class EnvironmentFault(RollwaveError):
     """An environment raised, hung, or answered something that is not a step result."""
+
+
+class EnvironmentLost(EnvironmentFault):
+    """The process in which a session of an environment ran is gone, and the session with it.
+
+    It is no answer of the world's: where replaying the same actions rebuilds the same
+    state, the episode goes on in another process.
+    """
 
 
 class LawBroken(EnvironmentFault):

@@ -35,6 +35,7 @@ from zlib import crc32
 import outcome
 import trio
 
+from .blocking import run_blocking, simulated
 from .codec import MAX_MESSAGE_BYTES, M, Message, decoder, encode
 from .disk import Disk
 from .errors import JournalCorrupt, MessageError, MessageTooLarge, StoreError, storage_error
@@ -100,26 +101,24 @@ class Journal:
 
     @classmethod
     async def open(
-        cls, path: str | Path, *, disk: Disk | None = None, threaded: bool = True
+        cls, path: str | Path, *, disk: Disk | None = None, threaded: bool | None = None
     ) -> Journal:
         """Open or create the journal, and cut a torn tail.
 
         Args:
             path: the file; its directory exists.
             disk: where the writes go.
-            threaded: False commits on the calling task. For the virtual clock, on
-                which time would jump ahead while a thread works.
+            threaded: False commits on the calling task; by default so where time is
+                virtual, and would jump ahead while a thread works (`blocking`).
 
         Raises:
             JournalCorrupt: a record before the tail is damaged.
             StorageFailed: the file cannot be opened, created or cut.
         """
         path, disk = Path(path), disk or Disk()
-        if not threaded:
-            await trio.lowlevel.checkpoint()
-            descriptor, scan = _open(path, disk)
-        else:
-            descriptor, scan = await trio.to_thread.run_sync(_open, path, disk)
+        if threaded is None:
+            threaded = not simulated()
+        descriptor, scan = await run_blocking(_open, path, disk)
         return cls(path, descriptor, scan, disk, threaded=threaded)
 
     def append(self, message: Message) -> None:
@@ -176,12 +175,17 @@ class Journal:
             self._release()
         await self.sync()
 
+    @property
+    def pending(self) -> int:
+        """Records that no finished commit covers yet."""
+        return self._appended - self._durable
+
     def statistics(self) -> JournalStatistics:
         """Give the counts so far."""
         return JournalStatistics(
             records=self._durable,
             length=self._good,
-            pending=self._appended - self._durable,
+            pending=self.pending,
             commits=self._commits,
             largest_commit=self._largest,
             torn_bytes=self._torn,

@@ -25,6 +25,7 @@ import trio
 import trio.testing
 
 from .actor import Actor
+from .blocking import simulate
 from .codec import Message
 from .errors import ConfigError, MissingDependency
 from .seeds import derive, generator
@@ -39,14 +40,20 @@ def run_simulated(async_fn: Callable[..., Awaitable[T]], *args: Any, seed: int =
     """Run `async_fn(*args)` to its end in virtual time, with the schedule that `seed` gives.
 
     Sleeping takes no real time: when every task waits, the clock jumps to the next
-    deadline. Work in threads and sockets is not simulated; keep it out of such runs.
+    deadline. What goes through `blocking` is called on the spot; other threads, and
+    sockets, are not simulated: keep them out of such runs.
 
     Raises:
         MissingDependency: this trio's scheduler cannot be pinned.
     """
     clock = trio.testing.MockClock(autojump_threshold=0)
+
+    async def simulated() -> T:
+        simulate()
+        return await async_fn(*args)
+
     with pinned_scheduler(seed):
-        return trio.run(async_fn, *args, clock=clock)
+        return trio.run(simulated, clock=clock)
 
 
 @contextmanager

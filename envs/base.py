@@ -118,8 +118,9 @@ class Environment(ABC):
 Option = str | int | float | bool
 """The value of an option in an environment id: `maze-grid-v1?size=7&loops=0.5`."""
 
-Cost = Literal["inline", "thread"]
-"""Where a session runs: on the loop (a step well under 1 ms), or in a worker thread."""
+Cost = Literal["inline", "thread", "worker"]
+"""Where a session runs: on the loop (a step well under 1 ms), in a thread (it waits for
+something), or in a worker process (it computes, may leak, or may crash the interpreter)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rollwave.actors.arena import check_faults, curriculum
+from rollwave.actors.arena import curriculum
 from rollwave.actors.config import CampaignConfig, parse_config
-from rollwave.engine.errors import ConfigError, FaultKind, TooManyFaults
-from rollwave.engine.trajectory import Fault, Outcome, Trajectory
+from rollwave.engine.errors import ConfigError
 
 
 def config(**sections: dict[str, Any]) -> CampaignConfig:
@@ -64,33 +63,3 @@ def test_experts_tasks_alone_may_be_explored() -> None:
 def test_tasks_that_do_not_exist_are_named(sections: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         curriculum(config(**sections))
-
-
-def ended(*outcomes: Outcome) -> list[Trajectory]:
-    return [
-        Trajectory(
-            f"w1/x_{n}/0",
-            "x-v1",
-            f"x_{n}",
-            "",
-            1,
-            0,
-            0,
-            outcome,
-            None,
-            fault=Fault(FaultKind.ENVIRONMENT, "no floor") if outcome is Outcome.FAULT else None,
-        )
-        for n, outcome in enumerate(outcomes)
-    ]
-
-
-def test_more_faults_than_allowed_stop_the_campaign_and_the_first_is_named() -> None:
-    episodes = ended(Outcome.CANCELLED, Outcome.FAULT, Outcome.FAULT, Outcome.CANCELLED)
-    check_faults("wave 1", episodes, 0.5)  # as many as allowed
-    check_faults("wave 1", [], 0.0)
-    with pytest.raises(TooManyFaults) as caught:
-        check_faults("wave 1", episodes, 0.49)
-    assert str(caught.value) == (
-        "wave 1: 2 of 4 episodes are faults, above run.max_fault_share = 0.49; "
-        "the first is w1/x_1/0, environment: no floor"
-    )

@@ -14,8 +14,8 @@ from rollwave.actors.dispatcher import Dispatcher
 from rollwave.actors.embedding import Engine, EngineSettings, Rollout
 from rollwave.actors.ledger import Ledger
 from rollwave.actors.policy_source import policy_source
-from rollwave.actors.protocol import Accepted, EpisodeEnded
-from rollwave.engine.codec import pack_mask
+from rollwave.actors.protocol import Accepted, EpisodeEnded, TurnTaken
+from rollwave.engine.codec import Message, pack_mask
 from rollwave.engine.disk import Disk
 from rollwave.engine.errors import (
     FaultKind,
@@ -70,7 +70,8 @@ async def take(rollout: Rollout, seen: list[Trajectory]) -> None:
 
 
 def stored(path: Path) -> list[Trajectory]:
-    return [t for t in read_journal(path, Trajectory) if isinstance(t, Trajectory)]
+    records = read_journal(path, Trajectory, TurnTaken)
+    return [t for t in records if isinstance(t, Trajectory)]
 
 
 def test_what_is_yielded_is_in_the_journal_already(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_full_disk_ends_the_rollout_with_one_error_and_keeps_what_it_took(
 
     async def main() -> None:
         async with opened() as engine:
-            journal = await Journal.open(path, disk=FullDisk(20_000), threaded=False)
+            journal = await Journal.open(path, disk=FullDisk(60_000), threaded=False)
             with pytest.raises(StorageFailed, match="No space left on device; free some space"):
                 await take(engine.rollout(TASKS, attempts=3, journal=journal), seen)
             assert engine.permits.statistics().held == 0
@@ -230,8 +231,9 @@ def test_a_record_that_breaks_its_rules_becomes_a_fault() -> None:
 
 def test_a_record_too_large_for_the_journal_becomes_a_fault(tmp_path: Path) -> None:
     class Picky(Journal):
-        def append(self, message: Trajectory) -> None:  # type: ignore[override]
-            if message.task_id == "maze-grid_5" and message.outcome is not Outcome.FAULT:
+        def append(self, message: Message) -> None:
+            named = isinstance(message, Trajectory) and message.task_id == "maze-grid_5"
+            if named and message.outcome is not Outcome.FAULT:
                 raise MessageTooLarge("record of 99 bytes; the limit is 9")
             super().append(message)
 

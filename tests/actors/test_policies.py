@@ -23,6 +23,7 @@ from rollwave.engine.system import ActorSystem, ChildSpec
 from rollwave.engine.testing import EventLog, FaultPlan, ProbeActor, run_simulated
 from rollwave.engine.trajectory import ChatMessage, FinishReason
 from rollwave.envs.formats import get_format
+from rollwave.envs.hosting import _Inline
 from rollwave.envs.registry import resolve
 
 CLOSER, USER, AGENT = 256, 257, 258
@@ -228,7 +229,7 @@ def test_the_random_policy_depends_on_its_seed_and_turn_alone() -> None:
     async def chosen(seed: int) -> list[str]:
         environment = spec.make()
         environment.reset(spec.tasks("train", limit=1)[0], 0)
-        policy = RandomPolicy(environment, get_format("raw"))
+        policy = RandomPolicy(_Inline(environment), get_format("raw"))
         policy.open((), "e", seed)
         return [(await policy.act("", turn)).completion for turn in range(8)]
 
@@ -249,7 +250,7 @@ def test_an_environment_without_actions_or_expert_is_at_fault() -> None:
             return None
 
     async def act(kind: type[ExpertPolicy | RandomPolicy]) -> None:
-        await kind(Mute.__new__(Mute), get_format("raw")).act("", 0)
+        await kind(_Inline(Mute.__new__(Mute)), get_format("raw")).act("", 0)
 
     for kind, complaint in ((RandomPolicy, "no available action"), (ExpertPolicy, "no action")):
         with pytest.raises(EnvironmentFault, match=complaint):

@@ -18,7 +18,8 @@ from rollwave.actors.embedding import open_engine
 from rollwave.actors.monitor import Snapshot
 from rollwave.actors.policy_source import PolicySource
 from rollwave.actors.protocol import Generate
-from rollwave.actors.waves import WavePlan, journalled, play_wave, require_settings
+from rollwave.actors.turnlog import read_progress
+from rollwave.actors.waves import WavePlan, play_wave, require_settings
 from rollwave.engine.errors import ConfigError, StorageFailed, StoreError
 from rollwave.engine.journal import Journal
 from rollwave.engine.store import Store
@@ -148,7 +149,9 @@ def test_cancelled_episodes_are_played_again_and_faults_are_not(tmp_path: Path) 
 
     async def then() -> Wave:
         with Store.open(tmp_path) as store:
-            assert all(t.outcome is Outcome.FAULT for t in journalled(store).values())
+            assert all(
+                t.outcome is Outcome.FAULT for t in read_progress(store.journal_path)[0].values()
+            )
             async with open_engine("expert", concurrency=4) as engine:
                 return await play_wave(engine, store, PLAN)
 
@@ -185,7 +188,7 @@ def test_a_wave_whose_episodes_were_cancelled_is_not_sealed(
                     with pytest.raises(StoreError, match="run the same command again"):
                         await play_wave(engine, store, PLAN, watch=watch)
             assert store.waves() == []
-            assert len(journalled(store)) >= 3
+            assert len(read_progress(store.journal_path)[0]) >= 3
 
     run_simulated(main)
     assert [t.id for t in play(tmp_path).trajectories] == PLAN.manifest()
@@ -221,7 +224,7 @@ def test_a_full_disk_ends_the_wave_with_one_error_and_the_next_run_goes_on(
             play(run)
     with Store.open(run) as store:
         assert store.waves() == []
-        finished = len(journalled(store))
+        finished = len(read_progress(store.journal_path)[0])
         assert 0 < finished < 24
     watched: list[Snapshot] = []
     play(run, watch=watched.append)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rollwave.actors.waves import journalled
+from rollwave.actors.turnlog import read_progress
 from rollwave.cli.main import INTERRUPTED
 from rollwave.engine.store import Store
 
@@ -45,7 +45,7 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path, interrupts: int) -> None
     said = re.search(r"interrupted: ([\d,]+) of ([\d,]+) episodes are kept", stderr)
     assert said, stderr
     with Store.open(out, exclusive=False) as store:
-        kept = journalled(store)
+        kept = read_progress(store.journal_path)[0]
     assert len(kept) == int(said[1].replace(",", "")) > 0
     assert not any(trajectory.outcome == "cancelled" for trajectory in kept.values())
 
