@@ -39,7 +39,11 @@ class Report:
 
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called after each optimiser step with (step, steps, metrics)."""
+"""Called after each optimiser step with (step, steps, metrics).
+
+A run that goes on after a crash calls it once before, with the step it resumes at; its
+metrics then have `resumed`. What it raises ends the training; what is checkpointed stays.
+"""
 
 
 class Learner(ABC):

@@ -9,6 +9,9 @@ Invariants: the same trajectories, start and settings give bit-equal weights on 
 the model directory appears whole or not at all, and its `training.json` says what made
 it: hashes of data and start, settings, seed, versions, what was dropped.
 
+    OUT            the model directory
+    OUT.training   checkpoints, while it is being made (`training`)
+
 Not here: which trajectories are good (`filters`, `agent_evol`), the loop (`training`).
 """
 
@@ -58,7 +61,8 @@ class BehaviourCloning(Learner):
             ConfigError: `start` is not a model that can be trained here.
             LearnerError: the loss stopped being finite.
             CheckpointCorrupt: the checkpoint of this very run is damaged.
-            StorageFailed: the disk refused a write.
+            StorageFailed: the disk refused a write; checkpoints before it are intact.
+            RunLocked: an evolution step that was given up still works on `out`.
         """
         return clone(
             trajectories,
@@ -88,7 +92,8 @@ def clone(
         weights: one for each trajectory, not negative; None: all 1.
         record: put into `training.json` beside the rest.
     """
-    from .checkpoint import atomic_directory, hash_model
+    from .checkpoint import hash_model
+    from .directories import atomic_directory, claimed
     from .policy import context_length
     from .training import Training
 
@@ -106,24 +111,33 @@ def clone(
         "start": {"path": str(start), "hash": hash_model(start)},
         "settings": msgspec.to_builtins(settings),
     }
-    fingerprint = blake2b(msgspec.json.encode(made_by, order="sorted"), digest_size=16).hexdigest()
-    training = Training(ready.samples, settings, start=str(start), out=out, fingerprint=fingerprint)
-    metrics = training.run(progress, evaluate)
-    made_by |= {
-        "metrics": metrics,
-        "kept": len(ready.samples),
-        "dropped": ready.dropped,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("rollwave", "torch", "transformers")},
-        },
-    }
-    with atomic_directory(out) as draft:
-        training.save(draft)
-        text = msgspec.json.format(msgspec.json.encode(made_by, order="sorted"), indent=2)
-        (draft / "training.json").write_bytes(text + b"\n")
-    training.clear()
+    with claimed(f"{out}.training") as work:
+        training = Training(
+            ready.samples, settings, start=str(start), work=work, fingerprint=_fingerprint(made_by)
+        )
+        metrics = training.run(progress, evaluate)
+        made_by |= {
+            "metrics": metrics,
+            "kept": len(ready.samples),
+            "dropped": ready.dropped,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("rollwave", "torch", "transformers")},
+            },
+        }
+        with atomic_directory(out) as draft:
+            training.save(draft)
+            text = msgspec.json.format(msgspec.json.encode(made_by, order="sorted"), indent=2)
+            (draft / "training.json").write_bytes(text + b"\n")
+        training.clear()
     return Report(metrics, len(ready.samples), ready.dropped)
+
+
+def _fingerprint(made_by: Mapping[str, Any]) -> str:
+    """Hash what decides the result: not where the start lies, nor when it is checkpointed."""
+    settings = {k: v for k, v in made_by["settings"].items() if not k.startswith("checkpoint_")}
+    what = {**made_by, "start": made_by["start"]["hash"], "settings": settings}
+    return blake2b(msgspec.json.encode(what, order="sorted"), digest_size=16).hexdigest()
 
 
 def hash_samples(samples: Sequence[Sample]) -> str:

@@ -1,23 +1,20 @@
-"""Checkpoints of a training run, and directories that appear whole or not at all.
+"""Checkpoints of a training run: saved whole, loaded as they were saved, or refused.
 
     CHECKPOINT/weights.safetensors     trainable parameters
               /optimiser.safetensors   the optimiser's tensors, `<parameter>/<key>`
-              /state.json              step, policy version, random state, metrics,
-                                       fingerprint, and the hash of the two files above
+              /state.json              format, hash of the state, and the state: step, policy
+                                       version, random state, metrics, fingerprint, and the
+                                       hashes of the two files above
 
-Invariants: a directory is written beside its place and renamed into it, so that a crash
-leaves the old one or the new one; what is loaded matches the hashes it was saved with; a
-run resumed on a CPU ends with bit-equal weights. Nothing is unpickled.
+Invariants: what is loaded matches the hashes it was saved with, to the last byte of all
+three files; a run resumed on a CPU ends with bit-equal weights. Nothing is unpickled.
 
-Not here: when to checkpoint (`training`).
+Not here: when to checkpoint (`cadence`), and how a directory is replaced (`directories`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +23,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..engine.errors import CheckpointCorrupt, storage_error
+from ..engine.errors import CheckpointCorrupt
+from .directories import atomic_directory
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _TENSOR_FILES: Final = ("weights.safetensors", "optimiser.safetensors")
 
 
@@ -47,51 +45,20 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """torch's CPU generator."""
     files: dict[str, str] = {}
     """Hash of each tensor file."""
-    format: int = FORMAT
 
 
-@contextmanager
-def atomic_directory(out: str | Path) -> Iterator[Path]:
-    """Give an empty directory that takes the place of `out` when the block ends well.
+class _Format(msgspec.Struct, frozen=True):
+    """What a state.json of any build says."""
 
-    Raises:
-        StorageFailed: the disk refused; `out` is as it was.
-    """
-    target = Path(out)
-    draft = target.with_name(f".{target.name}.draft")
-    old = target.with_name(f".{target.name}.old")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not target.exists():  # a crash between the two renames below
-            old.rename(target)
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        draft.mkdir()
-    except OSError as error:
-        raise storage_error(error, target) from error
-    try:
-        yield draft
-        for file in draft.iterdir():
-            _flush(file)
-        _flush(draft)
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
-        _flush(target.parent)
-    except OSError as error:
-        raise storage_error(error, target) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    format: int
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Content of state.json."""
+
+    format: int
+    hash: str
+    state: msgspec.Raw
 
 
 def hash_file(path: Path) -> str:
@@ -144,7 +111,9 @@ def save_checkpoint(
             random_state=torch.get_rng_state().numpy().tobytes(),
             files={name: hash_file(draft / name) for name in _TENSOR_FILES},
         )
-        (draft / "state.json").write_bytes(msgspec.json.encode(whole))
+        text = msgspec.json.encode(whole)
+        file = _File(FORMAT, _hash(text), msgspec.Raw(text))
+        (draft / "state.json").write_bytes(msgspec.json.encode(file))
 
 
 def read_state(path: str | Path) -> State | None:
@@ -153,16 +122,19 @@ def read_state(path: str | Path) -> State | None:
     Raises:
         CheckpointCorrupt: the state cannot be read, or is of another format.
     """
-    file = Path(path) / "state.json"
     if not Path(path).exists():
         return None
     try:
-        state = msgspec.json.decode(file.read_bytes(), type=State)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        content = (Path(path) / "state.json").read_bytes()
+        format_ = msgspec.json.decode(content, type=_Format).format
+        if format_ != FORMAT:
+            raise _corrupt(path, f"state.json: format {format_}, this build reads {FORMAT}")
+        file = msgspec.json.decode(content, type=_File)
+        if _hash(bytes(file.state)) != file.hash:
+            raise _corrupt(path, "state.json does not match its hash")
+        return msgspec.json.decode(file.state, type=State)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _corrupt(path, f"state.json: {error}") from error
-    if state.format != FORMAT:
-        raise _corrupt(path, f"format {state.format}, this build reads {FORMAT}")
-    return state
 
 
 def load_checkpoint(
@@ -201,11 +173,17 @@ def load_checkpoint(
     index_of = {name: index for index, name in enumerate(weights)}
     for key, value in moments.items():
         name, _, entry = key.rpartition("/")
+        if name not in index_of:
+            raise _corrupt(path, f"{_TENSOR_FILES[1]} is of another model")
         by_index.setdefault(index_of[name], {})[entry] = value
     whole = optimiser.state_dict()
     optimiser.load_state_dict({"state": by_index, "param_groups": whole["param_groups"]})
     torch.set_rng_state(torch.frombuffer(bytearray(state.random_state), dtype=torch.uint8))
     return state
+
+
+def _hash(text: bytes) -> str:
+    return blake2b(text, digest_size=16).hexdigest()
 
 
 def _corrupt(path: str | Path, reason: str) -> CheckpointCorrupt:

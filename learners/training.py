@@ -1,11 +1,12 @@
 """The optimiser loop over weighted samples: steps, schedule, dev rewards, checkpoints.
 
-    OUT.training/checkpoint   to resume from, if settings ask for it
-                /step-40      the best policy on dev tasks so far
+    WORK/checkpoint   to resume from
+        /step-40      the best policy on dev tasks so far
 
 Invariants: the loss of a step is normalised over the whole step, however it is cut into
 micro-batches; the same samples, start and settings give bit-equal weights on a CPU, also
-when the run was killed and resumed; a run never resumes from another run's checkpoint.
+when the run was killed anywhere and resumed; a run never resumes from another run's
+checkpoint.
 
 Not here: which samples (`behaviour_cloning`, `agent_evol`), and how dev tasks are played
 (the caller's `evaluate`). Dev loss is no proxy for dev reward: it is not used.
@@ -17,15 +18,18 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ..engine.errors import LearnerError
+from ..engine.errors import CheckpointCorrupt, LearnerError, storage_error
 from .base import Progress, Sample
-from .checkpoint import State, atomic_directory, load_checkpoint, read_state, save_checkpoint
+from .cadence import Cadence
+from .checkpoint import State, load_checkpoint, read_state, save_checkpoint
 from .collate import collate, loss_denominator, loss_tokens, micro_batches, steps
+from .directories import atomic_directory, emptied, mend
 from .losses import nll
 from .policy import Policy
 from .settings import CloningSettings, Schedule
@@ -52,7 +56,13 @@ def rate_at(step: int, total: int, lr: float, schedule: Schedule, warmup: float)
 
 
 class Training:
-    """One run: a policy, its optimiser, and its place in the data."""
+    """One run: a policy, its optimiser, and its place in the data.
+
+    Args:
+        start: model directory.
+        work: a claimed directory for checkpoints and candidates (`directories.claimed`).
+        fingerprint: says which run this is: only its own checkpoint is resumed from.
+    """
 
     def __init__(
         self,
@@ -60,7 +70,7 @@ class Training:
         settings: CloningSettings,
         *,
         start: str,
-        out: str,
+        work: Path,
         fingerprint: str,
     ) -> None:
         self.settings = settings
@@ -77,8 +87,9 @@ class Training:
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        self._work = Path(f"{out}.training")
-        self._checkpoint = self._work / "checkpoint"
+        self._work = work
+        self._checkpoint = work / "checkpoint"
+        self._cadence = Cadence(settings.checkpoint_every, settings.checkpoint_seconds)
         self._dev: list[tuple[int, float]] = []
         self._total = settings.max_steps or sum(
             1
@@ -115,13 +126,17 @@ class Training:
 
     def clear(self) -> None:
         """Remove checkpoints and candidates: the result is safe elsewhere."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        with suppress(OSError):  # they are in nobody's way
+            emptied(self._work)
 
     def _run(self, progress: Progress | None, evaluate: Evaluate | None) -> dict[str, float]:
         settings = self.settings
         began = time.perf_counter()
         step, metrics = self._resume()
-        tokens = metrics.pop("tokens", 0.0)
+        tokens, seconds = metrics.pop("tokens", 0.0), metrics.pop("seconds", 0.0)
+        resumed = {"resumed": float(step)} if step else {}
+        if step and progress is not None:
+            progress(step, self._total, metrics | resumed)
         dealt = steps(
             self._samples,
             seed=settings.seed,
@@ -134,17 +149,18 @@ class Training:
             step += 1
             tokens += sum(len(sample.token_ids) for sample in batch)
             if progress is not None:
-                progress(step, self._total, metrics)
+                progress(step, self._total, metrics | resumed)
             if evaluate is not None and self._due(step, settings.evaluate_every):
                 self._evaluate(step, evaluate)
                 if self._out_of_patience():
                     break
-            if step < self._total and self._due(step, settings.checkpoint_every):
-                self._save_checkpoint(step, {**metrics, "tokens": tokens})
+            if step < self._total and self._cadence.due(step):
+                spent = seconds + time.perf_counter() - began
+                self._save_checkpoint(step, {**metrics, "tokens": tokens, "seconds": spent})
         if evaluate is not None and (not self._dev or self._dev[-1][0] != step):
             self._evaluate(step, evaluate)
-        metrics |= {"steps": float(step), "tokens": tokens}
-        metrics["seconds"] = time.perf_counter() - began
+        metrics |= {"steps": float(step), "tokens": tokens} | resumed
+        metrics["seconds"] = seconds + time.perf_counter() - began
         if self._dev:
             best_step, best = self._best()
             metrics |= {"dev_reward": best, "dev_step": float(best_step)}
@@ -193,7 +209,7 @@ class Training:
         with atomic_directory(self._candidate(step)) as draft:
             self.policy.save(draft)
         self._dev.append((step, evaluate(step, str(self._candidate(step)))))
-        if not self.settings.checkpoint_every:
+        if not self._cadence.enabled:
             self._prune()
 
     def _out_of_patience(self) -> bool:
@@ -208,20 +224,32 @@ class Training:
                 shutil.rmtree(self._candidate(step), ignore_errors=True)
 
     def _save_checkpoint(self, step: int, metrics: dict[str, float]) -> None:
+        self._cadence.begin()
         save_checkpoint(
             self._checkpoint,
             State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev),
             weights=self._parameters,
             optimiser=self._optimiser,
         )
+        self._cadence.end()
         self._prune()
 
     def _resume(self) -> tuple[int, dict[str, float]]:
         """Steps already done and their metrics; (0, {}) where nothing can be resumed."""
+        try:
+            mend(self._checkpoint)
+        except OSError as error:
+            raise storage_error(error, self._checkpoint) from error
         state = read_state(self._checkpoint)
         if state is None or state.fingerprint != self._fingerprint:
             self.clear()
             return 0, {}
         load_checkpoint(self._checkpoint, weights=self._parameters, optimiser=self._optimiser)
         self._dev = list(state.dev)
+        if self._dev and not (self._candidate(self._best()[0]) / "config.json").is_file():
+            raise CheckpointCorrupt(
+                f"{self._candidate(self._best()[0])} is gone, the best policy so far of the run in "
+                f"{self._checkpoint}. Delete {self._work} and run again: training then starts "
+                "from its beginning"
+            )
         return state.step, dict(state.metrics)

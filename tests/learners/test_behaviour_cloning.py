@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="cloning trains a torch model")
 pytestmark = pytest.mark.learn
 
 from rollwave.engine.errors import (  # noqa: E402
-    CheckpointCorrupt,
     ConfigError,
     EmptyWave,
     LearnerError,
@@ -131,60 +130,6 @@ def test_golden_losses_under_a_fixed_seed(tiny, experts, tmp_path):
     assert losses == pytest.approx(GOLDEN, abs=2e-4)
 
 
-class Killed(Exception):
-    pass
-
-
-def kill_at(step: int):
-    def progress(done: int, steps: int, metrics) -> None:
-        if done == step:
-            raise Killed
-
-    return progress
-
-
-@pytest.mark.parametrize("killed_at", [1, 4, 5, 7])
-@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, dropout=0.2)], ids=["full", "lora"])
-def test_a_killed_run_resumes_to_bit_equal_weights(tiny, experts, tmp_path, killed_at, lora):
-    """Also with dropout, whose random state is part of the checkpoint."""
-    options = {"max_steps": 8, "checkpoint_every": 2, "lora": lora, "schedule": "cosine"}
-    clone(tiny, experts, tmp_path / "straight", **options)
-    with pytest.raises(Killed):
-        clone(tiny, experts, tmp_path / "m", progress=kill_at(killed_at), **options)
-    assert not (tmp_path / "m").exists()
-    steps: list[int] = []
-    report = clone(
-        tiny, experts, tmp_path / "m", progress=lambda s, n, m: steps.append(s), **options
-    )
-    # A checkpoint is written after the progress of its step was told.
-    assert steps[0] == (killed_at - 1) // 2 * 2 + 1
-    assert report.metrics["steps"] == 8
-    assert distance(tmp_path / "m", tmp_path / "straight") == 0
-    assert not (tmp_path / "m.training").exists()
-
-
-def test_another_runs_checkpoint_is_not_resumed(tiny, experts, tmp_path):
-    with pytest.raises(Killed):
-        clone(tiny, experts, tmp_path / "m", checkpoint_every=1, progress=kill_at(3))
-    steps: list[int] = []
-    clone(
-        tiny,
-        experts[:6],
-        tmp_path / "m",
-        checkpoint_every=1,
-        progress=lambda s, n, m: steps.append(s),
-    )
-    assert steps == [1, 2, 3, 4]
-
-
-def test_a_damaged_checkpoint_of_this_run_is_a_clear_error(tiny, experts, tmp_path):
-    with pytest.raises(Killed):
-        clone(tiny, experts, tmp_path / "m", checkpoint_every=1, progress=kill_at(3))
-    (tmp_path / "m.training" / "checkpoint" / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointCorrupt, match="Delete this directory"):
-        clone(tiny, experts, tmp_path / "m", checkpoint_every=1)
-
-
 def test_the_best_policy_on_dev_reward_is_kept_and_patience_ends_training(tiny, experts, tmp_path):
     rewards = {1: 0.2, 2: 0.6, 3: 0.5, 4: 0.6, 5: 0.9}
     seen: dict[int, float] = {}
@@ -213,20 +158,6 @@ def test_the_last_step_is_evaluated_too(tiny, experts, tmp_path):
 
     clone(tiny, experts, tmp_path / "m", evaluate=evaluate, evaluate_every=3)
     assert seen == [3, 4]
-
-
-def test_a_run_killed_between_evaluations_keeps_its_best(tiny, experts, tmp_path):
-    options = {"max_steps": 6, "evaluate_every": 2, "checkpoint_every": 2}
-
-    def evaluate(step: int, path: str) -> float:
-        return {2: 0.9, 4: 0.3, 6: 0.2}[step]
-
-    clone(tiny, experts, tmp_path / "straight", evaluate=evaluate, **options)
-    with pytest.raises(Killed):
-        clone(tiny, experts, tmp_path / "m", evaluate=evaluate, progress=kill_at(5), **options)
-    report = clone(tiny, experts, tmp_path / "m", evaluate=evaluate, **options)
-    assert report.metrics["dev_step"] == 2
-    assert distance(tmp_path / "m", tmp_path / "straight") == 0
 
 
 def test_training_json_says_what_made_the_policy(tiny, experts, make, tmp_path):
