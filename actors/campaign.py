@@ -329,9 +329,8 @@ class _Waves:
 
 
 def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
-    from ..learners.tiny import make_tiny_model
-
     from ..learners.directories import atomic_directory
+    from ..learners.tiny import make_tiny_model
 
     tiny = config.model.tiny
     if tiny is None or not spec.vocabulary:

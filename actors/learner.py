@@ -2,10 +2,13 @@
 
 Invariants: training never blocks the loop (it runs in one worker thread, which the
 actor waits for); one order at a time, since the mailbox is served one message at a
-time; an error of the order fails that order alone and leaves the actor alive.
+time; an error of the order fails that order alone and leaves the actor alive; an order
+has one deadline, and this actor owns it.
 
-A cancelled order abandons its thread. Its result is then never announced, and a
-model directory is written whole or not at all, so nothing half-trained is ever used.
+A thread inside torch cannot be stopped. A late or cancelled order abandons its thread,
+behind a fence: it says nothing more, and ends after its optimiser step. Until then it
+holds its working directory, so no later run works there at the same time (`RunLocked`).
+A model directory is written whole or not at all, so nothing half-trained is ever used.
 
 Not here: the algorithms (`learners`), and when to learn (`campaign`).
 """
@@ -14,12 +17,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event
+from typing import Final
 
 import msgspec
-import trio
 
 from ..engine.actor import Actor
-from ..engine.errors import AskFailed, ConfigError, RollwaveError, classify
+from ..engine.blocking import run_blocking
+from ..engine.clock import deadline
+from ..engine.errors import (
+    AskFailed,
+    BadSample,
+    CheckpointCorrupt,
+    ConfigError,
+    DeadlineExceeded,
+    EmptyWave,
+    EvaluationLeak,
+    FaultKind,
+    LearnerError,
+    MissingDependency,
+    NotARun,
+    RollwaveError,
+    RunLocked,
+    StorageFailed,
+    StoreError,
+    WaveCorrupt,
+    classify,
+)
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from ..learners.base import Report
@@ -28,15 +52,43 @@ from .monitor import Snapshot, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
 
 
+class Fence:
+    """Between a training thread and the loop: closed, it lets nothing of the thread through."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._closed = Event()
+
+    def close(self) -> None:
+        """From now on the thread is on its own."""
+        self._closed.set()
+
+    def tell(self, stage: str) -> None:
+        """From the thread: how far it is. Ends the training where nobody waits for it.
+
+        Raises:
+            Abandoned: the fence is closed.
+        """
+        if self._closed.is_set():
+            raise Abandoned(f"{stage}: given up")
+        self._watch(Snapshot(stage=stage))
+
+
+class Abandoned(Exception):
+    """Ends a training thread that nobody waits for; nobody sees it either."""
+
+
 class LearnerActor(Actor):
     """Runs evolution steps, one after the other."""
 
     receives = (UpdatePolicy,)
 
-    def __init__(self, threads: int, watch: Watch) -> None:
-        """`threads` are torch's; `watch` is told of every optimiser step, from the thread."""
+    def __init__(self, threads: int, watch: Watch, seconds: float = 86_400.0) -> None:
+        """`threads` are torch's; `watch` is told of every optimiser step, from the thread;
+        `seconds` is the deadline of an order."""
         self._threads = threads
         self._watch = watch
+        self._seconds = seconds
 
     async def receive(self, message: UpdatePolicy) -> PolicyUpdated:  # type: ignore[override]
         """Train, save, answer.
@@ -45,34 +97,82 @@ class LearnerActor(Actor):
             AskFailed: the order cannot be done; its kind is the name of our error, or the
                 fault kind of a foreign one.
         """
+        fence = Fence(self._watch)
         try:
-            report = await trio.to_thread.run_sync(
-                update, message, self._threads, self._watch, abandon_on_cancel=True
-            )
+            with deadline(stage_of(message), self._seconds):
+                report = await run_blocking(
+                    update, message, self._threads, fence, abandon_on_cancel=True
+                )
+        except DeadlineExceeded as error:
+            raise AskFailed(
+                DeadlineExceeded.__name__,
+                f"{error} (run.step_seconds); the same command goes on from the last checkpoint",
+            ) from error
         except RollwaveError as error:
             raise AskFailed(type(error).__name__, str(error)) from error
         except Exception as error:  # the boundary to torch, whose errors are of every kind
             raise AskFailed(*classify(error)) from error
+        finally:
+            fence.close()
         return PolicyUpdated(message.out, dict(report.metrics), report.kept, dict(report.dropped))
 
 
-def update(order: UpdatePolicy, threads: int, watch: Watch) -> Report:
+def stage_of(order: UpdatePolicy) -> str:
+    """Name an evolution step, for views and errors: "train policy-0002"."""
+    return f"train {Path(order.out).name}"
+
+
+_ERRORS: Final[Mapping[str, type[RollwaveError]]] = {
+    error.__name__: error
+    for error in (
+        BadSample,
+        CheckpointCorrupt,
+        ConfigError,
+        DeadlineExceeded,
+        EmptyWave,
+        EvaluationLeak,
+        LearnerError,
+        MissingDependency,
+        NotARun,
+        RunLocked,
+        StorageFailed,
+        StoreError,
+        WaveCorrupt,
+    )
+} | {FaultKind.STORAGE.value: StorageFailed}
+
+
+def learner_error(order: UpdatePolicy, failed: AskFailed) -> RollwaveError:
+    """Turn the learner's answer back into the error that it was; names the evolution step."""
+    kind = _ERRORS.get(failed.kind)
+    if kind is EmptyWave:
+        return EmptyWave(failed.text)  # about the wave, not about the step
+    if kind is DeadlineExceeded:
+        return DeadlineExceeded(failed.text)  # names the step by itself
+    if kind is None:  # of torch, say
+        return LearnerError(
+            f"{stage_of(order)}: {failed.text}; the same command goes on from the last checkpoint"
+        )
+    return kind(f"{stage_of(order)}: {failed.text}")
+
+
+def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
     """Run one evolution step. Blocks; deterministic on a CPU.
 
     Raises:
         ConfigError: no such algorithm, or a start is missing.
         LearnerError: see `learners`.
+        Abandoned: the fence was closed meanwhile.
     """
     from ..learners.policy import configure_threads
 
     configure_threads(threads)
-    stage = f"train {Path(order.out).name}"
+    stage = stage_of(order)
 
     def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        loss = metrics.get("loss", float("nan"))
-        watch(Snapshot(stage=f"{stage}: step {step} of {steps}, loss {loss:.3f}"))
+        fence.tell(f"{stage}: {_words(step, steps, metrics)}")
 
-    watch(Snapshot(stage=stage))
+    fence.tell(stage)
     experts = _read(order.experts)
     if order.algorithm == "clone":
         from ..learners.behaviour_cloning import BehaviourCloning
@@ -95,6 +195,14 @@ def update(order: UpdatePolicy, threads: int, watch: Watch) -> Report:
         dataset = evolution.select([t for part in experts for t in part], waves)
         return evolution.update(dataset, out=order.out, progress=progress)
     raise ConfigError(f"no learner is called {order.algorithm!r}; there are clone, agent_evol")
+
+
+def _words(step: int, steps: int, metrics: Mapping[str, float]) -> str:
+    """Say how far a training is."""
+    if (resumed := int(metrics.get("resumed", 0))) == step:
+        return f"resumed at step {step} of {steps}"
+    words = f"step {step} of {steps}, loss {metrics.get('loss', float('nan')):.3f}"
+    return f"{words}, resumed at {resumed}" if resumed else words
 
 
 def _start(order: UpdatePolicy, role: str) -> str:

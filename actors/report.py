@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from ..engine.disk import Disk
+from ..engine.errors import CheckpointCorrupt, storage_error
 from .evaluator import Evaluation
 
 
@@ -55,25 +57,47 @@ class CampaignResult:
         return [row for row in self.rows if row.arm == name]
 
     def write(self) -> Path:
-        """Write report.json into the run directory and return its path."""
+        """Write report.json into the run directory, whole or not at all; return its path.
+
+        Raises:
+            StorageFailed: the disk refused; an earlier report is as it was.
+        """
         path = Path(self.out) / "report.json"
         text = msgspec.json.format(msgspec.json.encode(self), indent=2)
-        path.write_bytes(text + b"\n")
+        try:
+            Disk().replace(path, text + b"\n")
+        except OSError as error:
+            raise storage_error(error, path) from error
         return path
+
+
+class _Metrics(msgspec.Struct, frozen=True):
+    steps: float
 
 
 class Training(msgspec.Struct, frozen=True):
     """What a campaign reads of the training.json beside a model."""
 
-    metrics: dict[str, float]
+    metrics: _Metrics
     kept: int
 
     @property
     def steps(self) -> int:
         """Optimiser steps of that training."""
-        return int(self.metrics["steps"])
+        return int(self.metrics.steps)
 
 
 def read_training(model: str) -> Training:
-    """Read how a model directory came to be."""
-    return msgspec.json.decode((Path(model) / "training.json").read_bytes(), type=Training)
+    """Read how a model directory came to be.
+
+    Raises:
+        CheckpointCorrupt: its training.json is missing or damaged.
+    """
+    path = Path(model) / "training.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Training)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckpointCorrupt(
+            f"{path}: {error}. Delete the directory {model} and run the same command again: this "
+            "policy is then trained anew"
+        ) from error

@@ -196,12 +196,18 @@ def broken(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 def test_too_many_faults_stop_the_campaign_before_anything_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken(monkeypatch, at=1)
-    with pytest.raises(TooManyFaults, match=r"experts: 6 of 6 episodes are faults.*injected"):
-        run(tmp_path, config())
+    settings = config(control={"enabled": False}, stop={"waves": 0})
+    with monkeypatch.context() as patch:
+        broken(patch, at=1)
+        with pytest.raises(TooManyFaults, match=r"experts: \d of 6 episodes are faults.*injected"):
+            run(tmp_path, settings)
     assert not list((tmp_path / "models").glob("policy-*"))
     with Store.open(tmp_path) as store:
-        assert {t.outcome for t in store.read(0).trajectories} == {Outcome.FAULT}
+        assert store.waves() == []
+    # Mended, the same command plays them, and goes on.
+    run(tmp_path, settings)
+    with Store.open(tmp_path) as store:
+        assert {t.outcome for t in store.read(0).trajectories} == {Outcome.SUCCESS}
 
 
 def test_without_experts_or_control_it_evolves_from_the_base_alone(tmp_path: Path) -> None:

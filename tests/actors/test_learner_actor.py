@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 from rollwave.actors import learner as module
-from rollwave.actors.learner import LearnerActor
+from rollwave.actors.learner import Fence, LearnerActor
 from rollwave.actors.monitor import Snapshot, Watch
 from rollwave.actors.protocol import PolicyUpdated, UpdatePolicy
 from rollwave.engine.errors import AskFailed, ConfigError, EmptyWave
@@ -49,7 +49,7 @@ def with_learner(
 def test_the_answer_holds_what_the_step_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[UpdatePolicy, int]] = []
 
-    def update(message: UpdatePolicy, threads: int, watch: Watch) -> Report:
+    def update(message: UpdatePolicy, threads: int, fence: Fence) -> Report:
         asked.append((message, threads))
         return Report({"loss": 0.5, "steps": 2.0}, 7, {"fault": 1})
 
@@ -68,7 +68,7 @@ def test_training_blocks_nobody_and_orders_come_one_after_the_other(
 ) -> None:
     gate, entered, running = threading.Semaphore(0), threading.Event(), []
 
-    def update(message: UpdatePolicy, _threads: int, _watch: Watch) -> Report:
+    def update(message: UpdatePolicy, _threads: int, _fence: Fence) -> Report:
         running.append(message.out)
         entered.set()
         assert len(running) == 1
@@ -102,7 +102,7 @@ def test_training_blocks_nobody_and_orders_come_one_after_the_other(
 def test_a_cancelled_order_waits_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, entered = threading.Event(), threading.Event()
 
-    def update(_order: UpdatePolicy, _threads: int, _watch: Watch) -> Report:
+    def update(_order: UpdatePolicy, _threads: int, _fence: Fence) -> Report:
         entered.set()
         gate.wait(60)
         return Report({}, 0)
@@ -136,7 +136,7 @@ def test_a_cancelled_order_waits_for_no_thread(monkeypatch: pytest.MonkeyPatch) 
 def test_an_error_fails_its_order_alone(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, text: str
 ) -> None:
-    def update(message: UpdatePolicy, _threads: int, _watch: Watch) -> Report:
+    def update(message: UpdatePolicy, _threads: int, _fence: Fence) -> Report:
         if message.out == "bad":
             raise error
         return Report({}, 1)

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from rollwave.engine.errors import (  # noqa: E402
 )
 from rollwave.learners import checkpoint as module  # noqa: E402
 from rollwave.learners.behaviour_cloning import BehaviourCloning  # noqa: E402
+from rollwave.learners.cadence import Cadence  # noqa: E402
 from rollwave.learners.directories import claimed  # noqa: E402
 from rollwave.learners.settings import CloningSettings, LoraSettings  # noqa: E402
 
@@ -99,9 +101,7 @@ def test_checkpoints_are_taken_by_time_where_nobody_asks_for_more(
         if step == 7:
             raise Killed
 
-    monkeypatch.setattr("rollwave.learners.cadence.time.monotonic", lambda: time)
-    # The default argument was bound when the class was made.
-    monkeypatch.setattr("rollwave.learners.cadence.Cadence.__init__.__defaults__", (lambda: time,))
+    monkeypatch.setattr("rollwave.learners.training.Cadence", partial(Cadence, clock=lambda: time))
     with suppress(Killed):
         clone(tiny, experts, tmp_path / "m", max_steps=8, progress=ticking)
     told = Steps()
@@ -209,9 +209,7 @@ def test_a_disk_that_is_full_for_the_model_keeps_the_checkpoints(tiny, experts, 
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(StorageFailed, match=r"cannot write .*m: File too large; free some"):
-            clone(
-                tiny, experts, tmp_path / "m", checkpoint_seconds=0, max_steps=8, schedule="cosine"
-            )
+            clone(tiny, experts, tmp_path / "m", **EIGHT | {"checkpoint_every": 0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "m").exists()
