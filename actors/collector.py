@@ -62,8 +62,9 @@ class Collector(Actor):
             self._enter(book, message.trajectory)
             book.resumed += message.resumed > 0
             if message.restarted:
+                level = logging.INFO if book.restarted else logging.WARNING  # the first tells
+                _log.log(level, "%s began anew: %s", message.trajectory.id, message.restarted)
                 book.restarted += 1
-                _log.warning("%s began anew: %s", message.trajectory.id, message.restarted)
         return Accepted()
 
     def _enter(self, book: RolloutBook, trajectory: Trajectory) -> None:

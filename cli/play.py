@@ -12,6 +12,7 @@ from typing import cast, get_args
 
 from ..actors.embedding import Engine, EngineSettings, open_engine
 from ..actors.evaluator import Evaluation, evaluate, summarise
+from ..actors.monitor import Snapshot
 from ..actors.policy_source import BackendName, policy_source
 from ..actors.protocol import Sampling
 from ..actors.turnlog import read_progress
@@ -55,6 +56,10 @@ class PlayOptions:
 class Played:
     """What was played, and its figures."""
 
+    resumed: int
+    """Episodes that went on in the middle, where a crash had left them."""
+    restarted: int
+    """Episodes that began anew, because their turns before a crash could not be rebuilt."""
     trajectories: tuple[Trajectory, ...]
     evaluations: list[Evaluation]
     total: Evaluation
@@ -148,14 +153,16 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
                 f"{options.out}; the same command again plays the rest"
             )
 
-        async def rollout() -> tuple[Trajectory, ...]:
+        async def rollout() -> tuple[tuple[Trajectory, ...], Snapshot]:
             async with open_engine(source, settings=limits) as engine:
                 return await _watched(engine, store, plan, output, title)
 
         with keeping(kept):
-            trajectories = run(rollout)
+            trajectories, last = run(rollout)
         wave = next(info.path for info in store.waves() if info.number == 0)
     return Played(
+        last.resumed,
+        last.restarted,
         trajectories,
         evaluate(trajectories),
         summarise("all", trajectories),
@@ -166,10 +173,11 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
 
 async def _watched(
     engine: Engine, store: Store, plan: WavePlan, output: Output, title: str
-) -> tuple[Trajectory, ...]:
+) -> tuple[tuple[Trajectory, ...], Snapshot]:
+    """The trajectories, and the last snapshot of playing them."""
     with progress_view(title, output.live) as view:
         wave = await play_wave(engine, store, plan, watch=view.update, stage="playing")
-    return wave.trajectories
+        return wave.trajectories, view.snapshot or Snapshot()
 
 
 def backend_name(text: str) -> BackendName:
@@ -188,7 +196,7 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
 
     JSON keys: `episodes`, `outcomes`, `faults`, `success_rate`, `interval`,
     `average_reward`, `average_reward_scored`, `turns`, `turns_mean`, `format_errors`,
-    `truncated`, `seconds`, `turns_per_second`, `wave`, `environments`.
+    `truncated`, `seconds`, `turns_per_second`, `resumed`, `restarted`, `wave`, `environments`.
     """
     rows = played.evaluations + ([played.total] if len(played.evaluations) > 1 else [])
     columns = ["environment", "episodes", "success", "95 % interval", "reward", "turns"]
@@ -219,6 +227,13 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
         f"{total.turns} turns in {played.seconds:.1f} s; trajectories in {played.wave} "
         f"(look: rollwave inspect {played.wave.parent.parent})"
     )
+    if played.resumed:
+        output.text(f"{played.resumed} episodes went on in the middle, behind their earlier turns")
+    if played.restarted:
+        output.warn(
+            f"{played.restarted} episodes began anew: they could not be rebuilt from their "
+            "earlier turns (the log says why)"
+        )
     if total.faults:
         kinds = ", ".join(f"{n} {kind}" for kind, n in total.faults.items())
         output.warn(f"faults: {kinds}; they have no reward and are never learnt from")
@@ -228,6 +243,8 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
             **figures_of_all,
             "seconds": played.seconds,
             "turns_per_second": total.turns / played.seconds if played.seconds else 0.0,
+            "resumed": played.resumed,
+            "restarted": played.restarted,
             "wave": str(played.wave),
             "environments": {row.env: asdict(row) for row in played.evaluations},
         }

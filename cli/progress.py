@@ -64,7 +64,10 @@ class ProgressView:
             return Group(head, Text("  starting", "dim"))
         if now.stage:
             head.append(f"  {printable(now.stage)}", "cyan")
-        return Group(head, _bar(now, seconds), _figures(now), _outcomes(now))
+        lines = [_bar(now, seconds), _figures(now), _outcomes(now)]
+        if trouble := _trouble(now):
+            lines.append(Text(f"  {printable(trouble)}", "yellow"))
+        return Group(head, *lines)
 
 
 @contextmanager
@@ -119,6 +122,18 @@ def _figures(now: Snapshot) -> RenderableType:
     if now.batch_fill:
         parts.append(f"batch {now.batch_fill:.0%} full")
     return Text("  " + " · ".join(parts))
+
+
+def _trouble(now: Snapshot) -> str:
+    """Say what is not as it should be: faults by kind, what a crash cost, what is stuck."""
+    parts = [f"{count:,} {kind} faults" for kind, count in now.faults.items() if count]
+    if now.resumed:
+        parts.append(f"{now.resumed:,} went on in mid-episode")
+    if now.restarted:
+        parts.append(f"{now.restarted:,} began anew")
+    if now.slowest:
+        parts.append(f"slowest: {now.slowest}")
+    return " · ".join(parts)
 
 
 def _outcomes(now: Snapshot) -> RenderableType:

@@ -171,6 +171,23 @@ def test_a_view_shows_the_latest_snapshot() -> None:
     assert "failure" not in text
 
 
+def test_a_view_says_what_is_not_as_it_should_be() -> None:
+    with progress_view("rollout", enabled=False) as view:
+        view.update(Snapshot(faults={"backend": 0}))
+        assert "fault" not in drawn(view.render())
+        view.update(
+            Snapshot(
+                faults={"environment": 2, "deadline": 1},
+                resumed=12,
+                restarted=1,
+                slowest="turn 3 of w0/maze_[b]7/0 for 81 s",
+            )
+        )
+        text = drawn(view.render())
+    assert "2 environment faults · 1 deadline faults · 12 went on in mid-episode" in text
+    assert "1 began anew · slowest: turn 3 of w0/maze_[b]7/0 for 81 s" in " ".join(text.split())
+
+
 def test_a_view_without_a_total_counts_up() -> None:
     with progress_view("rollout", enabled=False) as view:
         view.update(Snapshot(episodes_done=5))

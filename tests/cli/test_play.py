@@ -26,6 +26,8 @@ KEYS = {
     "truncated",
     "seconds",
     "turns_per_second",
+    "resumed",
+    "restarted",
     "wave",
     "environments",
 }
