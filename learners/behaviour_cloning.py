@@ -135,9 +135,15 @@ def clone(
 
 def _fingerprint(made_by: Mapping[str, Any]) -> str:
     """Hash what decides the result: not where the start lies, nor when it is checkpointed."""
-    settings = {k: v for k, v in made_by["settings"].items() if not k.startswith("checkpoint_")}
-    what = {**made_by, "start": made_by["start"]["hash"], "settings": settings}
+    what = _lasting({**made_by, "start": made_by["start"]["hash"]})
     return blake2b(msgspec.json.encode(what, order="sorted"), digest_size=16).hexdigest()
+
+
+def _lasting(value: Any) -> Any:
+    """Settings, at whatever depth, without those of checkpoints."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _lasting(v) for k, v in value.items() if not k.startswith("checkpoint_")}
 
 
 def hash_samples(samples: Sequence[Sample]) -> str:

@@ -10,8 +10,15 @@ import pytest
 import trio
 from rollwave.actors.campaign import run_campaign
 from rollwave.actors.config import CampaignConfig, parse_config
+from rollwave.actors.monitor import Snapshot
 from rollwave.actors.report import CampaignResult, read_training
-from rollwave.engine.errors import ConfigError, RunLocked, TooManyFaults
+from rollwave.engine.errors import (
+    CheckpointCorrupt,
+    ConfigError,
+    LearnerError,
+    RunLocked,
+    TooManyFaults,
+)
 from rollwave.engine.store import Store
 from rollwave.engine.trajectory import Outcome
 from rollwave.envs.base import EnvSpec
@@ -164,6 +171,66 @@ def test_a_campaign_that_was_killed_goes_on_to_the_same_table(
     assert (again.best, again.turns, again.stopped) == (result.best, result.turns, result.stopped)
     for name in lost:
         assert (killed / name).exists()
+
+
+def hashes(out: Path) -> dict[str, str]:
+    from rollwave.learners.checkpoint import hash_model
+
+    return {path.name: hash_model(path) for path in sorted((out / "models").iterdir())}
+
+
+@pytest.mark.parametrize("stage", ["policy-0000", "policy-0002", "control-0001"])
+def test_a_step_that_broke_off_resumes_in_its_middle_to_bit_equal_weights(
+    whole: tuple[Path, CampaignResult, list[str]], tmp_path: Path, stage: str
+) -> None:
+    """Cloning, an evolution step, and the control. How often it saves may change meanwhile."""
+    out, result, _ = whole
+    saving = config(
+        cloning={"checkpoint_every": 2},
+        learner={"training": DOCUMENT["learner"]["training"] | {"checkpoint_every": 2}},
+    )
+
+    def breaking(snapshot: Snapshot) -> None:
+        if snapshot.stage.startswith(f"train {stage}: step 5 of"):
+            raise RuntimeError("the device is gone")
+
+    with pytest.raises(LearnerError, match=rf"train {stage}: RuntimeError: the device is gone;"):
+        run(tmp_path, saving, breaking)
+    assert not (tmp_path / "models" / stage).exists()
+    stages: list[str] = []
+    again = run(tmp_path, config(), lambda snapshot: stages.append(snapshot.stage))
+    steps = 6 if stage == "policy-0000" else 5
+    assert f"train {stage}: resumed at step 4 of {steps}" in stages
+    assert figures(again) == figures(result)
+    assert hashes(tmp_path) == hashes(out)
+
+
+def test_what_a_crash_leaves_of_models_is_no_model_and_goes(
+    whole: tuple[Path, CampaignResult, list[str]], tmp_path: Path
+) -> None:
+    """A base model cut off in its weights passed for whole, by its config alone."""
+    out, result, _ = whole
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    models = tmp_path / "models"
+    shutil.rmtree(models / "base")
+    (models / ".base.draft").mkdir()
+    (models / ".base.draft" / "config.json").write_text("{}")
+    (models / "policy-0001.training" / "checkpoint").mkdir(parents=True)
+    assert figures(run(tmp_path, config())) == figures(result)
+    assert hashes(tmp_path) == hashes(out)
+
+
+def test_a_damaged_training_json_says_what_to_do(
+    whole: tuple[Path, CampaignResult, list[str]], tmp_path: Path
+) -> None:
+    out, result, _ = whole
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "models" / "policy-0001" / "training.json"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CheckpointCorrupt, match=r"policy-0001/training\.json: .*Delete the dir"):
+        run(tmp_path, config())
+    shutil.rmtree(file.parent)
+    assert figures(run(tmp_path, config())) == figures(result)
 
 
 def test_a_run_of_other_settings_is_not_gone_on_with(

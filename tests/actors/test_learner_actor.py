@@ -11,10 +11,18 @@ import msgspec
 import pytest
 import trio
 from rollwave.actors import learner as module
-from rollwave.actors.learner import Fence, LearnerActor
+from rollwave.actors.learner import Fence, LearnerActor, learner_error
 from rollwave.actors.monitor import Snapshot, Watch
 from rollwave.actors.protocol import PolicyUpdated, UpdatePolicy
-from rollwave.engine.errors import AskFailed, ConfigError, EmptyWave
+from rollwave.engine.errors import (
+    AskFailed,
+    CheckpointCorrupt,
+    ConfigError,
+    DeadlineExceeded,
+    EmptyWave,
+    LearnerError,
+    StorageFailed,
+)
 from rollwave.engine.ref import ActorRef
 from rollwave.engine.store import Store
 from rollwave.engine.system import ActorSystem, ChildSpec
@@ -37,13 +45,17 @@ def order(**changes: Any) -> UpdatePolicy:
 
 
 def with_learner(
-    scenario: Callable[[ActorRef], Awaitable[None]], watch: Watch = lambda _: None
+    scenario: Callable[[ActorRef], Awaitable[None]],
+    watch: Watch = lambda _: None,
+    seconds: float = 3600.0,
+    clock: trio.abc.Clock | None = None,
 ) -> None:
     async def main() -> None:
         async with ActorSystem() as system:
-            await scenario(await system.start(ChildSpec("learner", lambda: LearnerActor(1, watch))))
+            spec = ChildSpec("learner", lambda: LearnerActor(1, watch, seconds))
+            await scenario(await system.start(spec))
 
-    trio.run(main)
+    trio.run(main, clock=clock)
 
 
 def test_the_answer_holds_what_the_step_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +166,73 @@ def test_an_error_fails_its_order_alone(
     with_learner(scenario)
 
 
+def jump(clock: trio.testing.MockClock, entered: threading.Event) -> Callable[[], Awaitable[None]]:
+    """Let the deadline pass once the training thread is where it should be."""
+
+    async def wait() -> None:
+        await trio.to_thread.run_sync(entered.wait, 60)
+        clock.jump(100.0)
+
+    return wait
+
+
+def test_a_late_order_names_its_step_and_fences_its_thread_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, gate, ended = (threading.Event() for _ in range(3))
+    clock = trio.testing.MockClock()
+    told: list[str] = []
+
+    def update(message: UpdatePolicy, _threads: int, fence: Fence) -> Report:
+        fence.tell(f"{message.out} begins")
+        if message.out == "models/slow":
+            entered.set()
+            gate.wait(60)
+            try:
+                fence.tell("a step that nobody waits for")
+            except module.Abandoned:
+                ended.set()
+                raise
+        return Report({}, 1)
+
+    monkeypatch.setattr(module, "update", update)
+
+    async def scenario(learner: ActorRef) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jump(clock, entered))
+            with pytest.raises(AskFailed) as caught:
+                await learner.ask(order(out="models/slow"), PolicyUpdated)
+        assert caught.value.kind == "DeadlineExceeded"
+        assert caught.value.text.startswith("train slow took longer than 90 s (run.step_seconds)")
+        # The thread is still there, and harms nobody.
+        assert (await learner.ask(order(out="quick"), PolicyUpdated)).kept == 1
+        gate.set()
+        assert ended.wait(60)
+
+    with_learner(scenario, lambda s: told.append(s.stage), 90.0, clock)
+    assert told == ["models/slow begins", "quick begins"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [
+        ("EmptyWave", EmptyWave, "why"),
+        ("DeadlineExceeded", DeadlineExceeded, "why"),
+        ("CheckpointCorrupt", CheckpointCorrupt, "train out: why"),
+        ("StorageFailed", StorageFailed, "train out: why"),
+        ("storage", StorageFailed, "train out: why"),
+        ("ConfigError", ConfigError, "train out: why"),
+        ("internal", LearnerError, "train out: why; the same command goes on"),
+    ],
+)
+def test_an_answer_is_turned_back_into_the_error_that_it_was(
+    kind: str, error: type[Exception], text: str
+) -> None:
+    found = learner_error(order(), AskFailed(kind, "why"))
+    assert type(found) is error
+    assert str(found).startswith(text)
+
+
 # -- with torch -------------------------------------------------------------------------
 
 
@@ -250,3 +329,63 @@ def test_an_order_that_cannot_be_done_is_a_failure_with_a_name(
         assert not (place / "m").exists()
 
     with_learner(scenario)
+
+
+@pytest.mark.learn
+def test_a_training_that_was_given_up_never_writes_beside_a_later_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late in step 3 of 6; the same order again, while its thread is there and after it."""
+    entered, gate, ended = (threading.Event() for _ in range(3))
+    clock = trio.testing.MockClock()
+    told: list[str] = []
+    runs: list[str] = []
+    real = module.update
+
+    def update(message: UpdatePolicy, threads: int, fence: Fence) -> Report:
+        runs.append(message.out)
+        first = len(runs) == 1
+        try:
+            return real(message, threads, fence)
+        finally:
+            if first:
+                ended.set()
+
+    def watch(snapshot: Snapshot) -> None:  # called from the training thread
+        told.append(snapshot.stage)
+        if len(runs) == 1 and "step 3 of" in snapshot.stage:
+            entered.set()
+            gate.wait(60)
+
+    monkeypatch.setattr(module, "update", update)
+    wave = str(place / "run" / "waves" / "wave-0000.parquet")
+
+    def clone(name: str) -> UpdatePolicy:
+        return order(
+            settings=msgspec.json.encode(CloningSettings(max_steps=6, batch=2, checkpoint_every=2)),
+            experts=(wave,),
+            starts={"last": str(place / "base")},
+            out=str(place / name),
+        )
+
+    async def scenario(learner: ActorRef) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jump(clock, entered))
+            with pytest.raises(AskFailed, match="train m took longer than"):
+                await learner.ask(clone("m"), PolicyUpdated)
+        told.append("given up")
+        with pytest.raises(AskFailed, match=r"m\.training is in use"):
+            await learner.ask(clone("m"), PolicyUpdated)
+        gate.set()
+        await trio.to_thread.run_sync(ended.wait, 60)
+        assert not (place / "m").exists()
+        await learner.ask(clone("m"), PolicyUpdated)
+        await learner.ask(clone("straight"), PolicyUpdated)
+
+    with_learner(scenario, watch, 90.0, clock)
+    after = [s for s in told[told.index("given up") + 1 :] if "straight" not in s]
+    assert after[:3] == ["train m", "train m", "train m: resumed at step 2 of 6"]
+    assert [s.split(",")[0] for s in after[3:]] == [f"train m: step {n} of 6" for n in (3, 4, 5, 6)]
+    assert all(s.endswith(", resumed at 2") for s in after[3:])
+    models = [(place / name / "model.safetensors").read_bytes() for name in ("m", "straight")]
+    assert models[0] == models[1]
