@@ -16,7 +16,6 @@ Not here: what a wave is for (`campaign`, the command line).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,12 @@ from .embedding import Engine
 from .monitor import Watch
 from .protocol import Sampling
 from .turnlog import read_progress
+
+WAVE_SECONDS: Final = 24 * 3600.0
+"""Deadline of a wave, if none is given."""
+
+_SEAL_SECONDS: Final = 600.0
+"""Deadline of sealing a wave: encoding it, and one write."""
 
 _ROUNDS: Final = 5
 """Times that a wave is begun in one process: each death of a dispatcher costs one."""
@@ -84,7 +89,7 @@ async def play_wave(
     watch: Watch | None = None,
     stage: str = "",
     max_fault_share: float = 1.0,
-    seconds: float = math.inf,
+    seconds: float = WAVE_SECONDS,
 ) -> Wave:
     """Play what is missing of a wave and seal it.
 
@@ -205,7 +210,15 @@ class _Playing:
                 f"(first: {missing[0]}); run the same command again to play them"
             )
         records = [self._ended[id_] for id_ in self.manifest]
-        info = await run_blocking(self._store.seal, plan.number, plan.policy_version, records)
+        with deadline(f"sealing wave {plan.number}", _SEAL_SECONDS):
+            # Abandoned, it may still seal the wave: then the next run finds it sealed.
+            info = await run_blocking(
+                self._store.seal,
+                plan.number,
+                plan.policy_version,
+                records,
+                abandon_on_cancel=True,
+            )
         # The sealed wave holds everything that it held.
         self._store.journal_path.unlink(missing_ok=True)
         return Wave(plan.number, plan.policy_version, info.digest, tuple(records))

@@ -15,7 +15,8 @@ Invariants:
   another record: a torn tail (a crash in mid-write) is no error and is cut when
   the journal is next opened, damage anywhere else is one;
 * a failed commit keeps its records in memory; the next `sync` writes them again,
-  at the same place, since a disk that failed an fsync may have dropped the pages.
+  at the same place, since a disk that failed an fsync may have dropped the pages;
+* a disk that does not answer is an error too, after `DISK_SECONDS`.
 
 Not here: what the records mean, and sealed waves (`store`).
 """
@@ -38,7 +39,18 @@ import trio
 from .blocking import run_blocking, simulated
 from .codec import MAX_MESSAGE_BYTES, M, Message, decoder, encode
 from .disk import Disk
-from .errors import JournalCorrupt, MessageError, MessageTooLarge, StoreError, storage_error
+from .errors import (
+    JournalCorrupt,
+    MessageError,
+    MessageTooLarge,
+    StorageFailed,
+    StoreError,
+    storage_error,
+)
+
+DISK_SECONDS: Final = 120.0
+"""Deadline of one commit. A healthy disk takes milliseconds; a network mount that has lost
+its server never answers."""
 
 _HEADER: Final = Struct(">HIBI")
 _RECORD: Final = 0x92CE  # array of two, of which the first is a uint32 ...
@@ -144,7 +156,8 @@ class Journal:
         Cancelling a waiter harms neither the commit nor the other waiters.
 
         Raises:
-            StorageFailed: the disk refused. The records are kept; `sync` tries again.
+            StorageFailed: the disk refused, or did not answer. The records are kept;
+                `sync` tries again.
         """
         await trio.lowlevel.checkpoint()
         wanted = self._appended
@@ -153,7 +166,13 @@ class Journal:
                 assert self._error is not None
                 raise self._failure(self._error) from self._error
             commit = self._commit or self._begin()
-            await commit.done.wait()
+            with trio.move_on_after(DISK_SECONDS) as scope:
+                await commit.done.wait()
+            if scope.cancelled_caught:
+                raise StorageFailed(
+                    f"cannot write {self.path}: the disk has not answered for {DISK_SECONDS:g} s; "
+                    "check the mount, then run the same command again (what was sealed is intact)"
+                )
             if commit.error is not None:
                 raise self._failure(commit.error) from commit.error
 

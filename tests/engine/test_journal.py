@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from itertools import chain
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -474,3 +475,24 @@ def test_nothing_acknowledged_is_ever_lost(steps: list[str], torn: int) -> None:
 
     with TemporaryDirectory() as folder:
         trio.run(main, Path(folder) / "j")
+
+
+async def test_a_disk_that_never_answers_is_an_error_and_loses_nothing(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    answer = threading.Event()
+
+    class Hung(Disk):
+        def sync(self, descriptor: int) -> None:
+            answer.wait(60)
+
+    journal = await Journal.open(tmp_path / "journal", disk=Hung())
+    journal.append(Note("kept", b""))
+    # The clock jumps as soon as nobody but the disk's thread is busy.
+    with pytest.raises(StorageFailed, match="has not answered for 120 s; check the mount"):
+        await journal.sync()
+    autojump_clock.autojump_threshold = inf
+    answer.set()
+    await journal.sync()
+    await journal.close()
+    assert read(tmp_path / "journal") == [Note("kept", b"")]
