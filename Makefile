@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2
+.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 crashes
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -111,6 +111,9 @@ format: setup ## let ruff rewrite what it can
 bench: setup ## every benchmark: each prints one table and writes one JSON
 	@for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m rollwave.benchmarks.$$name; done
+
+crashes: setup ## kill -9 a real campaign 50 times at random moments, and look what is lost
+	$(BIN)/python -m rollwave.benchmarks.crashes
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
