@@ -32,8 +32,8 @@ from ..engine.codec import Message
 from ..engine.errors import ActorDead, ActorRestarted, ConfigError
 from ..engine.journal import Journal
 from ..engine.permits import Permits
-from ..engine.ref import ActorRef
-from ..engine.supervisor import ChildSpec
+from ..engine.ref import ActorRef, ActorStatistics
+from ..engine.supervisor import ChildSpec, LifecycleEvent
 from ..engine.system import ActorSystem
 from ..engine.trajectory import Trajectory
 from ..envs.base import EnvSpec, Task
@@ -90,6 +90,7 @@ class Engine:
         dispatcher: ActorRef,
         inference: ActorRef | None,
         holder: PolicyHolder | None,
+        collector: ActorRef | None = None,
     ) -> None:
         self.settings: Final = settings
         self.source: Final = source
@@ -97,6 +98,7 @@ class Engine:
         self.permits: Final = permits
         self.ledger: Final = ledger
         self._dispatcher = dispatcher
+        self._cast = {"collector": collector, "inference": inference, "dispatcher": dispatcher}
         self._holder = holder
         self._specs: dict[str, EnvSpec] = {}
         self._hosts: dict[str, Host] = {}
@@ -246,6 +248,10 @@ class Engine:
                 raise
             return
 
+    def statistics(self) -> dict[str, ActorStatistics]:
+        """What each of the cast did so far, its mailbox's peaks among it, by name."""
+        return {name: ref.statistics() for name, ref in self._cast.items() if ref is not None}
+
     def batch_fill(self) -> float:
         """Mean share of the inference batch in use; 0 where it is unbounded or no model acts."""
         return self._holder.batch_fill if self._holder is not None else 0.0
@@ -274,6 +280,7 @@ async def open_engine(
     concurrency: int = 64,
     seed: int = 0,
     settings: EngineSettings | None = None,
+    observe: Callable[[LifecycleEvent], None] | None = None,
 ) -> AsyncIterator[Engine]:
     """Open an engine under trio.
 
@@ -283,6 +290,7 @@ async def open_engine(
         concurrency: live sessions at most.
         seed: the root of every seed in this engine.
         settings: all limits; replaces `concurrency` and `seed`.
+        observe: told each start and end of an actor; it must not block or raise.
 
     Raises:
         ConfigError: the policy or a limit cannot work.
@@ -292,7 +300,9 @@ async def open_engine(
     limits = settings or EngineSettings(concurrency=concurrency, seed=seed)
     source = policy if isinstance(policy, PolicySource) else policy_source(policy)
     ledger, permits = Ledger(), Permits(limits.concurrency)
-    system = ActorSystem(seed=limits.seed, shutdown_seconds=limits.shutdown_seconds)
+    system = ActorSystem(
+        seed=limits.seed, shutdown_seconds=limits.shutdown_seconds, observe=observe
+    )
     async with _closing(ledger), system:
 
         async def start(name: str, factory: Callable[[], Actor]) -> ActorRef:
@@ -306,7 +316,7 @@ async def open_engine(
             serving = holder
             inference = await start("inference", lambda: Inference(make_backend, serving))
         dispatcher = await start("dispatcher", lambda: Dispatcher(ledger, permits, collector))
-        yield Engine(limits, source, ledger, permits, dispatcher, inference, holder)
+        yield Engine(limits, source, ledger, permits, dispatcher, inference, holder, collector)
 
 
 async def _reason() -> None:

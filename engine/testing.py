@@ -36,8 +36,12 @@ T = TypeVar("T")
 # -- virtual time and one schedule a seed ---------------------------------------
 
 
-def run_simulated(async_fn: Callable[..., Awaitable[T]], *args: Any, seed: int = 0) -> T:
+def run_simulated(
+    async_fn: Callable[..., Awaitable[T]], *args: Any, seed: int = 0, interruptible: bool = False
+) -> T:
     """Run `async_fn(*args)` to its end in virtual time, with the schedule that `seed` gives.
+
+    `interruptible`: Ctrl-C reaches `async_fn` at a checkpoint, and no actor on its way.
 
     Sleeping takes no real time: when every task waits, the clock jumps to the next
     deadline. What goes through `blocking` is called on the spot; other threads, and
@@ -53,7 +57,9 @@ def run_simulated(async_fn: Callable[..., Awaitable[T]], *args: Any, seed: int =
         return await async_fn(*args)
 
     with pinned_scheduler(seed):
-        return trio.run(simulated, clock=clock)
+        return trio.run(
+            simulated, clock=clock, restrict_keyboard_interrupt_to_checkpoints=interruptible
+        )
 
 
 @contextmanager

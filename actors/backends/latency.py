@@ -26,8 +26,12 @@ class Latency(ABC):
     """Seconds that each member adds to its batch: the part of the work that does not overlap."""
 
     @abstractmethod
+    def at(self, share: float) -> float:
+        """The seconds below which that share of the draws lies; `share` in [0, 1)."""
+
     def draw(self, seed: int) -> float:
         """Seconds of one request, without `per_request`."""
+        return self.at(_uniform(seed))
 
     def batch(self, seeds: Sequence[int]) -> float:
         """Seconds of a batch: its slowest member, and `per_request` for each."""
@@ -44,7 +48,7 @@ class ConstantLatency(Latency):
     def __post_init__(self) -> None:
         _refuse_negative(seconds=self.seconds, per_request=self.per_request)
 
-    def draw(self, seed: int) -> float:
+    def at(self, share: float) -> float:
         """The constant."""
         return self.seconds
 
@@ -74,13 +78,13 @@ class UniformLatency(Latency):
     per_request: float = 0.0
 
     def __post_init__(self) -> None:
-        _refuse_negative(low=self.low, per_request=self.per_request)
+        _refuse_negative(low=self.low, high=self.high, per_request=self.per_request)
         if self.high < self.low:
             raise ConfigError(f"uniform latency: high {self.high} is below low {self.low}")
 
-    def draw(self, seed: int) -> float:
-        """A uniform draw."""
-        return self.low + (self.high - self.low) * _uniform(seed)
+    def at(self, share: float) -> float:
+        """That share of the way from `low` to `high`."""
+        return self.low + (self.high - self.low) * share
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ class LogNormalLatency(Latency):
     def __post_init__(self) -> None:
         _refuse_negative(median=self.median, sigma=self.sigma, per_request=self.per_request)
 
-    def draw(self, seed: int) -> float:
-        """A log-normal draw, by inversion."""
-        quantile = min(max(_uniform(seed), 1e-12), 1 - 1e-12)
+    def at(self, share: float) -> float:
+        """By inversion."""
+        quantile = min(max(share, 1e-12), 1 - 1e-12)
         return min(self.median * math.exp(self.sigma * _NORMAL.inv_cdf(quantile)), self.longest)
 
 
