@@ -106,7 +106,7 @@ async def run_campaign(
     settings = _flat(config)
     with ExitStack() as stack:
         main = stack.enter_context(Store.open(campaign.out, settings=settings))
-        require_settings(main, settings)
+        _require_same(main, settings)
         dev = stack.enter_context(Store.open(campaign.out / "evaluations" / "dev"))
         test = stack.enter_context(Store.open(campaign.out / "evaluations" / "test"))
         base = await run_blocking(campaign.base_model)
@@ -346,6 +346,26 @@ def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
 
 def _score(row: Row) -> Score:
     return Score(row.dev.average_reward, standard_error(row.dev))
+
+
+def _require_same(store: Store, settings: Mapping[str, str]) -> None:
+    """Refuse to go on with anything but this campaign.
+
+    Raises:
+        ConfigError: it is no campaign, or a setting differs; the text names the first.
+    """
+    had = {key: value for key, value in store.settings.items() if key not in _FREE}
+    if not had.keys() & settings.keys():
+        raise ConfigError(
+            f"{store.path} holds a run of another command, no campaign: choose another --out "
+            "directory"
+        )
+    require_settings(store, settings)
+    for key in sorted(had.keys() - settings.keys()):
+        raise ConfigError(
+            f"{store.path} holds a run with {key} = {had[key]!r}, which is not set now: give the "
+            "same settings to go on with it, or choose another --out directory"
+        )
 
 
 def _flat(config: CampaignConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from rollwave.actors.campaign import run_campaign
+from rollwave.actors.campaign import _flat, run_campaign
 from rollwave.actors.config import CampaignConfig, parse_config
 from rollwave.actors.monitor import Snapshot
 from rollwave.actors.report import CampaignResult, read_training
@@ -236,11 +236,24 @@ def test_a_damaged_training_json_says_what_to_do(
 def test_a_run_of_other_settings_is_not_gone_on_with(
     whole: tuple[Path, CampaignResult, list[str]],
 ) -> None:
-    out, result, _ = whole
+    out, _, _ = whole
     with pytest.raises(ConfigError, match=r"cloning\.lr = '0\.01', not '0\.02'"):
         run(out, config(cloning={"lr": 0.02}))
-    # How fast it runs is free.
-    assert figures(run(out, config(run={"concurrency": 4}))) == figures(result)
+    # Also one that is gone: a threshold, say, and its section with it.
+    out = out.parent / "thresholds"
+    with Store.open(out, settings=_flat(config(learner={"thresholds": {"*": 0.5}}))):
+        pass
+    with pytest.raises(ConfigError, match=r"learner\.thresholds\.\* = '0\.5', which is not set"):
+        run(out, config())
+
+
+def test_how_fast_it_runs_and_when_it_gives_up_may_change(
+    whole: tuple[Path, CampaignResult, list[str]],
+) -> None:
+    out, result, _ = whole
+    seconds = dict.fromkeys(("wave_seconds", "step_seconds", "swap_seconds"), 1000.0)
+    changed = {"concurrency": 4, "max_fault_share": 0.5, "shutdown_seconds": 5.0, **seconds}
+    assert figures(run(out, config(run=changed))) == figures(result)
 
 
 def test_two_processes_cannot_write_to_one_campaign(

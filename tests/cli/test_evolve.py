@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from rollwave.actors.report import CampaignResult, Row
 from rollwave.cli import evolve as command
 from rollwave.cli.figures import draw_campaign
 from rollwave.cli.main import main
+from rollwave.engine.store import Store
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.toml"
 
@@ -124,6 +128,110 @@ def test_a_config_that_cannot_work_is_one_line(
     assert culprit in shown.err
     assert len(shown.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+RUN_JSON = '{"format": %d, "created": "2026-01-01", "settings": {}}'
+
+
+def refused(out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the campaign itself in a directory where it cannot; give its one line."""
+    assert main(["evolve", str(DEMO), "--out", str(out)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert out.name in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (RUN_JSON % 0, "has format 0, this version of Rollwave reads 1: use the version that"),
+        (RUN_JSON % 99, "has format 99"),
+        ('{"format": 1, "cre', "is not a run's: "),
+        ("\0" * 40, "is not a run's: "),
+        (RUN_JSON % 1, "holds a run of another command, no campaign: choose another --out"),
+    ],
+)
+def test_a_run_of_another_version_or_kind_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, complaint: str
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text(content)
+    assert complaint in refused(out, capsys)
+    assert (out / "run.json").read_text() == content
+    assert not (out / "models").exists()
+
+
+def test_what_is_no_run_at_all_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("thesis")
+    assert "is a file, not a run directory" in refused(tmp_path / "file", capsys)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("")
+    assert "holds other files (thesis.txt)" in refused(tmp_path / "folder", capsys)
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["thesis.txt"]
+
+
+def test_a_rollouts_run_is_no_campaign(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["rollout", "--env", "maze-v1", "--limit", "1", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert "holds a run of another command" in refused(out, capsys)
+
+
+def test_a_read_only_place_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def read_only(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rollwave.engine.store.os.open", read_only)
+        line = refused(tmp_path / "run", capsys)
+    assert "Read-only file system" in line
+    assert "choose another --out directory" in line
+
+
+def test_a_second_process_is_refused_by_name_and_the_first_goes_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, lock = tmp_path / "run", tmp_path / "run" / "lock"
+    code = (
+        "import sys\n"
+        "from rollwave.engine.store import Store\n"
+        "from rollwave.cli import evolve\n"
+        "async def campaign(config, out, watch):\n"
+        "    with Store.open(out, settings={'a': 'b'}):\n"
+        "        print('open', flush=True)\n"
+        "        sys.stdin.read()\n"
+        "evolve.run_campaign = campaign\n"
+        "from rollwave.cli.main import main\n"
+        "main(sys.argv[1:])"
+    )
+    words = ["evolve", str(DEMO), "--out", str(out)]
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        line = refused(out, capsys)
+        assert f"is being written by process {first.pid}: wait for it, stop it" in line
+        assert lock.read_text() == f"{first.pid}\n"
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate(timeout=60)
+    # The lock has died with its process, though the file is still there.
+    with Store.open(out):
+        assert lock.exists()
 
 
 @pytest.mark.parametrize(
