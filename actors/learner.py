@@ -106,7 +106,8 @@ class LearnerActor(Actor):
         except DeadlineExceeded as error:
             raise AskFailed(
                 DeadlineExceeded.__name__,
-                f"{error} (run.step_seconds); the same command goes on from the last checkpoint",
+                f"{error}; the same command goes on from the last checkpoint, and run.step_seconds "
+                "allows more",
             ) from error
         except RollwaveError as error:
             raise AskFailed(type(error).__name__, str(error)) from error

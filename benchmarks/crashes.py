@@ -154,7 +154,7 @@ def stage_of(run: Path, waves: int = 2) -> str:
     for wave in range(1, waves + 1):
         order.append(("control step", f"models/control-{wave:04d}/training.json"))
         order += evaluated(waves + wave)
-    order.append(("report", "report.json"))
+    order += [("report", "report.json"), ("figure", "figures/success.png")]
     return next((stage for stage, path in order if not (run / path).exists()), "end")
 
 

@@ -10,7 +10,9 @@ import pytest
 import trio
 from rollwave.actors.campaign import _flat, run_campaign
 from rollwave.actors.config import CampaignConfig, parse_config
+from rollwave.actors.learner import LearnerActor
 from rollwave.actors.monitor import Snapshot
+from rollwave.actors.protocol import PolicyUpdated, UpdatePolicy
 from rollwave.actors.report import CampaignResult, read_training
 from rollwave.engine.errors import (
     CheckpointCorrupt,
@@ -202,6 +204,25 @@ def test_a_step_that_broke_off_resumes_in_its_middle_to_bit_equal_weights(
     steps = 6 if stage == "policy-0000" else 5
     assert f"train {stage}: resumed at step 4 of {steps}" in stages
     assert figures(again) == figures(result)
+    assert hashes(tmp_path) == hashes(out)
+
+
+def test_a_learner_that_dies_in_its_step_is_one_error_and_the_same_command_goes_on(
+    whole: tuple[Path, CampaignResult, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, result, _ = whole
+
+    class Dying(LearnerActor):
+        async def receive(self, message: UpdatePolicy) -> PolicyUpdated:  # type: ignore[override]
+            if message.out.endswith("policy-0001"):
+                raise MemoryError("a defect of the actor itself")
+            return await super().receive(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rollwave.actors.campaign.LearnerActor", Dying)
+        with pytest.raises(LearnerError, match=r"train policy-0001: the learner died .*goes on"):
+            run(tmp_path, config())
+    assert figures(run(tmp_path, config())) == figures(result)
     assert hashes(tmp_path) == hashes(out)
 
 

@@ -28,6 +28,7 @@ FILES = [
     ("evaluate", "evaluations/dev/waves/wave-0002.parquet"),
     ("evaluate", "evaluations/test/waves/wave-0002.parquet"),
     ("report", "report.json"),
+    ("figure", "figures/success.png"),
 ]
 
 
