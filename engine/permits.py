@@ -57,6 +57,11 @@ class Permits:
         """How many may be held at once."""
         return self._size
 
+    @property
+    def held(self) -> int:
+        """How many are held now."""
+        return self._held
+
     def acquire_nowait(self) -> None:
         """Take a permit now.
 

@@ -2,7 +2,7 @@
 
     run_simulated(scenario, seed=3)      trio.run on a virtual clock, schedule pinned by the seed
     ProbeActor.of(Ping)                  an actor that records what it gets and answers by script
-    FaultPlan(7, raises=0.1)             faults at the n-th message, drawn from a seed or named
+    MessageFaults(7, raises=0.1)             faults at the n-th message, drawn from a seed or named
     EventLog / event_digest              what happened, as one short hash
 
 Invariant: under `run_simulated`, code that draws randomness only from its seed and
@@ -28,6 +28,7 @@ from .actor import Actor
 from .blocking import simulate
 from .codec import Message
 from .errors import ConfigError, MissingDependency
+from .ref import ActorRef
 from .seeds import derive, generator
 
 T = TypeVar("T")
@@ -37,11 +38,16 @@ T = TypeVar("T")
 
 
 def run_simulated(
-    async_fn: Callable[..., Awaitable[T]], *args: Any, seed: int = 0, interruptible: bool = False
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    seed: int = 0,
+    interruptible: bool = False,
+    clock: trio.abc.Clock | None = None,
 ) -> T:
     """Run `async_fn(*args)` to its end in virtual time, with the schedule that `seed` gives.
 
     `interruptible`: Ctrl-C reaches `async_fn` at a checkpoint, and no actor on its way.
+    `clock`: a virtual one; by default trio's `MockClock`, which jumps when all is idle.
 
     Sleeping takes no real time: when every task waits, the clock jumps to the next
     deadline. What goes through `blocking` is called on the spot; other threads, and
@@ -50,7 +56,7 @@ def run_simulated(
     Raises:
         MissingDependency: this trio's scheduler cannot be pinned.
     """
-    clock = trio.testing.MockClock(autojump_threshold=0)
+    virtual = clock or trio.testing.MockClock(autojump_threshold=0)
 
     async def simulated() -> T:
         simulate()
@@ -58,7 +64,7 @@ def run_simulated(
 
     with pinned_scheduler(seed):
         return trio.run(
-            simulated, clock=clock, restrict_keyboard_interrupt_to_checkpoints=interruptible
+            simulated, clock=virtual, restrict_keyboard_interrupt_to_checkpoints=interruptible
         )
 
 
@@ -120,14 +126,14 @@ FaultName = Literal["raise", "delay", "drop"]
 
 
 class InjectedFault(Exception):
-    """Raised by a `FaultPlan`; no error of ours, so it is classified as a foreign one."""
+    """Raised by a `MessageFaults`; no error of ours, so it is classified as a foreign one."""
 
 
-class FaultPlan:
+class MessageFaults:
     """Which of a row of events (messages, steps, writes) goes wrong, and how.
 
-    Named by position, `FaultPlan(at={0: "raise", 4: "drop"})`, or drawn from a seed,
-    `FaultPlan(seed=7, raises=0.1, delays=0.2)`; both may be given, names win. Equal
+    Named by position, `MessageFaults(at={0: "raise", 4: "drop"})`, or drawn from a seed,
+    `MessageFaults(seed=7, raises=0.1, delays=0.2)`; both may be given, names win. Equal
     plans strike the same events in the same way. Share one plan between the
     incarnations of an actor, or the first fault strikes each of them.
     """
@@ -186,6 +192,29 @@ class FaultPlan:
         return fault != "drop"
 
 
+def crash(ref: ActorRef, error: Exception | None = None) -> bool:
+    """Let the actor's incarnation fail, wherever it is; False if none runs just now."""
+    child = ref._child
+    if child.scope is None or child.failure is not None:
+        return False
+    child.crash(error or InjectedFault(f"{ref.name} was made to fail"))
+    return True
+
+
+def interrupt(ref: ActorRef) -> bool:
+    """Cancel the actor's incarnation at whatever it waits for; False if none runs just now."""
+    scope = ref._child.scope
+    if scope is None or scope.cancel_called:
+        return False
+    scope.cancel()
+    return True
+
+
+def children(ref: ActorRef) -> list[ActorRef]:
+    """The living child actors of an actor, in start order."""
+    return [child for supervisor in ref._child.supervisors for child in supervisor.children]
+
+
 # -- a probe ----------------------------------------------------------------------
 
 Answer = Message | BaseException | Callable[[Any], Message | None] | None
@@ -207,7 +236,7 @@ class ProbeActor(Actor):
         log: EventLog,
         *,
         answers: Mapping[type[Message], Answer] | None = None,
-        faults: FaultPlan | None = None,
+        faults: MessageFaults | None = None,
         seconds: float = 0.0,
     ) -> None:
         self.log: Final = log

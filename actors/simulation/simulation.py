@@ -32,6 +32,7 @@ from ...engine.errors import ConfigError
 from ...engine.journal import Journal
 from ...engine.testing import run_simulated
 from ...engine.trajectory import Outcome, Trajectory
+from ...engine.virtual_clock import VirtualClock
 from ...envs.base import Task
 from ...envs.hosting import Host, InlineHost
 from ..backends.base import Backend
@@ -242,6 +243,7 @@ class _Simulation:
 
     async def _play(self, engine: Engine, tasks: list[Task], journal: Journal) -> None:
         began = trio.current_time()
+        self.timeline.live = lambda: engine.permits.held
         rollout = engine.rollout(tasks, sampling=Sampling(max_tokens=4), journal=journal)
         timeline = self.timeline
         async with rollout:
@@ -250,7 +252,6 @@ class _Simulation:
                 self._ended(first)
                 for trajectory in rollout.ready():
                     self._ended(trajectory)
-                timeline.live = engine.permits.statistics().held
                 now = time.monotonic()
                 if self._watch is not None and now - self._looked >= _LOOK_SECONDS:
                     self._looked = now
@@ -296,7 +297,13 @@ def simulate(
     draws = Draws(settings.latencies, settings.sessions, settings.seed)
     with tempfile.TemporaryDirectory(prefix="rollwave-") as directory, Events(trace) as events:
         simulation = _Simulation(settings, draws, events, watch)
-        run_simulated(simulation.run, Path(directory), seed=settings.seed, interruptible=True)
+        run_simulated(
+            simulation.run,
+            Path(directory),
+            seed=settings.seed,
+            interruptible=True,
+            clock=VirtualClock(),
+        )
         digest = events.digest()
     return _figures(simulation, digest, cpu)
 

@@ -9,6 +9,7 @@ Not here: the picture (`cli.simulation_figure`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +38,6 @@ class Timeline:
         "_next",
         "_spacing",
         "live",
-        "peak_live",
         "peak_waiting",
         "points",
         "running",
@@ -48,10 +48,10 @@ class Timeline:
 
     def __init__(self) -> None:
         self.points: list[Point] = []
-        self.live = 0
+        self.live: Callable[[], int] = lambda: 0
+        """Asked when a point is kept."""
         self.waiting = 0
         self.running = 0
-        self.peak_live = 0
         self.peak_waiting = 0
         self.waiting_seconds = 0.0
         """Requests × seconds without a slot."""
@@ -77,23 +77,13 @@ class Timeline:
         if waiting > self.peak_waiting:
             self.peak_waiting = waiting
 
-    def enter(self) -> None:
-        """One more session is live."""
-        self.live += 1
-        if self.live > self.peak_live:
-            self.peak_live = self.live
-
-    def leave(self) -> None:
-        """One session less is live."""
-        self.live -= 1
-
     def _keep(self, now: float) -> None:
         """Keep a point for each spacing that has passed: the levels held all the while."""
         if now > self._next + LIMIT * self._spacing:  # a long calm: its two ends are enough
-            self.points.append(Point(self._next, self.live, self.waiting, self.running))
+            self.points.append(Point(self._next, self.live(), self.waiting, self.running))
             self._next = now
         while self._next <= now:
-            self.points.append(Point(self._next, self.live, self.waiting, self.running))
+            self.points.append(Point(self._next, self.live(), self.waiting, self.running))
             self._next += self._spacing
         while len(self.points) > LIMIT:
             del self.points[1::2]
