@@ -105,6 +105,10 @@ class Engine:
         # The permits bound threads already.
         self._threads = trio.CapacityLimiter(math.inf)
 
+    def actor(self, name: str) -> ActorRef | None:
+        """An actor of the cast: "collector", "dispatcher", "inference"; None if it has none."""
+        return self._cast.get(name)
+
     def spec(self, env: str) -> EnvSpec:
         """The environment of that id, resolved once.
 

@@ -40,3 +40,7 @@ class VirtualClock(trio.abc.Clock):
             return math.inf  # nothing will ever happen by itself
         self._now = max(self._now, deadline)
         return 0.0
+
+    def jump(self, seconds: float) -> None:
+        """Let so many virtual seconds pass at once, as where a machine slept."""
+        self._now += seconds

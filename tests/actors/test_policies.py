@@ -20,7 +20,7 @@ from rollwave.engine.codec import pack_floats, pack_tokens, unpack_floats, unpac
 from rollwave.engine.errors import BackendError, EnvironmentFault
 from rollwave.engine.ref import ActorRef
 from rollwave.engine.system import ActorSystem, ChildSpec
-from rollwave.engine.testing import EventLog, FaultPlan, ProbeActor, run_simulated
+from rollwave.engine.testing import EventLog, MessageFaults, ProbeActor, run_simulated
 from rollwave.engine.trajectory import ChatMessage, FinishReason
 from rollwave.envs.formats import get_format
 from rollwave.envs.hosting import _Inline
@@ -74,7 +74,7 @@ class Model:
 def with_model(
     model: Model,
     scenario: Callable[[Callable[..., ModelPolicy]], Awaitable[None]],
-    faults: FaultPlan | None = None,
+    faults: MessageFaults | None = None,
 ) -> None:
     """Run a scenario that is given a maker of model policies in front of that model."""
 
@@ -209,7 +209,7 @@ def test_what_could_not_be_learned_from_is_refused(model: Model, complaint: str)
 
 def test_a_restart_of_inference_is_asked_again_with_the_same_seed() -> None:
     model = Model().says([65, CLOSER])
-    faults = FaultPlan(at={0: "raise", 1: "raise"})
+    faults = MessageFaults(at={0: "raise", 1: "raise"})
 
     async def scenario(make: Callable[..., ModelPolicy]) -> None:
         act = await make(ByteRenderer()).act("here", 0)

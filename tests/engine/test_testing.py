@@ -24,7 +24,7 @@ from rollwave.engine.supervisor import ChildSpec
 from rollwave.engine.system import ActorSystem
 from rollwave.engine.testing import (
     EventLog,
-    FaultPlan,
+    MessageFaults,
     InjectedFault,
     ProbeActor,
     event_digest,
@@ -136,8 +136,8 @@ async def test_a_log_dates_its_events(autojump_clock: MockClock) -> None:
     drops=st.floats(0, 0.3),
 )
 def test_a_plan_follows_its_seed(seed: int, raises: float, delays: float, drops: float) -> None:
-    def plan() -> FaultPlan:
-        return FaultPlan(seed, raises=raises, delays=delays, drops=drops, at={3: "drop"})
+    def plan() -> MessageFaults:
+        return MessageFaults(seed, raises=raises, delays=delays, drops=drops, at={3: "drop"})
 
     one, other = plan(), plan()
     faults = [one.next() for _ in range(50)]
@@ -148,14 +148,14 @@ def test_a_plan_follows_its_seed(seed: int, raises: float, delays: float, drops:
 
 
 def test_the_shares_of_a_plan_are_kept() -> None:
-    plan = FaultPlan(5, raises=0.1, delays=0.2, drops=0.3)
+    plan = MessageFaults(5, raises=0.1, delays=0.2, drops=0.3)
     faults = [plan.next() for _ in range(5000)]
     for name, share in (("raise", 0.1), ("delay", 0.2), ("drop", 0.3)):
         assert abs(faults.count(name) / 5000 - share) < 0.03  # type: ignore[arg-type]
 
 
 async def test_a_plan_strikes_in_its_three_ways(autojump_clock: MockClock) -> None:
-    plan = FaultPlan(at={1: "raise", 2: "delay", 3: "drop"}, delay_seconds=4.0)
+    plan = MessageFaults(at={1: "raise", 2: "delay", 3: "drop"}, delay_seconds=4.0)
     start = trio.current_time()
     assert await plan.strike() is True
     with pytest.raises(InjectedFault, match="injected at event 1") as fault:
@@ -164,7 +164,7 @@ async def test_a_plan_strikes_in_its_three_ways(autojump_clock: MockClock) -> No
     assert await plan.strike() is True
     assert trio.current_time() - start == 4
     assert await plan.strike() is False
-    own = FaultPlan(at={0: "raise"}, error=lambda n: OSError(f"disk {n}"))
+    own = MessageFaults(at={0: "raise"}, error=lambda n: OSError(f"disk {n}"))
     with pytest.raises(OSError, match="disk 0"):
         await own.strike()
 
@@ -172,7 +172,7 @@ async def test_a_plan_strikes_in_its_three_ways(autojump_clock: MockClock) -> No
 @pytest.mark.parametrize("shares", [{"raises": -0.1}, {"raises": 0.6, "drops": 0.6}])
 def test_impossible_shares_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="fault shares"):
-        FaultPlan(0, **shares)  # type: ignore[arg-type]
+        MessageFaults(0, **shares)  # type: ignore[arg-type]
 
 
 # -- probes -----------------------------------------------------------------------
@@ -194,7 +194,7 @@ async def test_a_probe_records_and_answers_by_script(autojump_clock: MockClock) 
         )
         return made[-1]
 
-    faults = FaultPlan(at={2: "raise"})  # shared: it strikes the third message, once
+    faults = MessageFaults(at={2: "raise"})  # shared: it strikes the third message, once
     async with ActorSystem(backoff=NO_BACKOFF) as system:
         ref = await system.start(ChildSpec("probe", make))
         assert ref.statistics().mailbox.capacity == 3
@@ -217,7 +217,7 @@ async def test_a_probe_records_and_answers_by_script(autojump_clock: MockClock) 
 
 
 async def test_a_probe_may_raise_by_script_and_drop_by_plan(autojump_clock: MockClock) -> None:
-    faults = FaultPlan(at={1: "drop"})
+    faults = MessageFaults(at={1: "drop"})
     async with ActorSystem() as system, trio.open_nursery() as nursery:
         ref = await system.start(
             ChildSpec(
