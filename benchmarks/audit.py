@@ -156,7 +156,8 @@ def outcome(run: Path) -> dict[str, Any]:
 def _told(t: Trajectory) -> tuple[object, ...]:
     """What happened in an episode, without when."""
     turns = [(turn.observation, turn.completion, turn.action, turn.reward) for turn in t.turns]
-    return (t.id, t.outcome, t.reward, t.seed, t.versions, t.token_ids, t.loss_mask, turns)
+    tokens = (t.token_ids, t.loss_mask, t.logprobs)
+    return (t.id, t.outcome, t.reward, t.seed, t.versions, tokens, turns)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
