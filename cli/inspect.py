@@ -32,17 +32,63 @@ def inspect(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="List at most this many trajectories.")
     ] = 50,
+    latencies: Annotated[
+        Path | None,
+        typer.Option(
+            "--latencies", metavar="FILE", help="Write how long turns took, for `simulate`."
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a run: its waves and outcomes, the trajectories of a wave, one turn by turn."""
     output = Output(json=json_)
     run = Run(directory)
-    if trajectory:
+    if latencies is not None:
+        _write_latencies(run, wave, latencies, output)
+    elif trajectory:
         _show_trajectory(run.find(trajectory, wave), output)
     elif wave is not None or outcome is not None:
         _show_wave(run, wave, outcome, limit, output)
     else:
         _show_run(run, output)
+
+
+def _write_latencies(run: Run, wave: int | None, path: Path, output: Output) -> None:
+    from ..actors.simulation.measured import MeasuredLatencies, write_latencies
+
+    concurrency = run.store.settings.get("concurrency", "")
+    numbers = run.numbers if wave is None else [wave]
+    measured = MeasuredLatencies.of(
+        [trajectory for number in numbers for trajectory in run.read(number)],
+        source=str(run.store.path),
+        concurrency=int(concurrency) if concurrency.isdecimal() else 0,
+    )
+    write_latencies(measured, path)
+    output.table(
+        ("seconds of", "mean", "least", "most"),
+        [
+            (name, found.mean, found.buckets[0][0], found.buckets[-1][1])
+            for name, found in (
+                ("a completion", measured.generate),
+                ("a step of the environment", measured.step),
+                ("an episode outside of its turns", measured.open),
+            )
+        ],
+        title=f"{measured.episodes} episodes, {measured.concurrency or '?'} at once",
+    )
+    output.text(f"written to {path} (use: rollwave simulate --latency {path})")
+    output.result(
+        {
+            "run": str(run.store.path),
+            "latencies": str(path),
+            "concurrency": measured.concurrency,
+            "episodes": measured.episodes,
+            "turns_mean": sum(n * k for n, k in measured.turns) / measured.episodes,
+            "generate_mean": measured.generate.mean,
+            "step_mean": measured.step.mean,
+            "open_mean": measured.open.mean,
+        }
+    )
 
 
 def _show_run(run: Run, output: Output) -> None:

@@ -67,6 +67,12 @@ def _replay(app: typer.Typer) -> None:
     app.command("replay")(replay)
 
 
+def _simulate(app: typer.Typer) -> None:
+    from .simulate import simulate
+
+    app.command("simulate")(simulate)
+
+
 def _bench(app: typer.Typer) -> None:
     from .bench import app as bench
 
@@ -101,6 +107,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "rollout": Entry("Play episodes and keep their trajectories.", PLAY, _rollout),
     "evaluate": Entry("Play episodes and measure how good the policy is.", PLAY, _evaluate),
     "replay": Entry("Play recorded actions again and compare every observation.", PLAY, _replay),
+    "simulate": Entry("Simulate a rollout on a virtual clock.", PLAY, _simulate),
     "bench": Entry("Measure the engine itself.", PLAY, _bench),
     "evolve": Entry("Evolve a policy, wave by wave, as a TOML file says.", LEARN, _evolve),
     "inspect": Entry("Read a run: its waves, outcomes and trajectories.", LOOK, _inspect),

@@ -142,7 +142,9 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
         "seed": str(options.seed),
     }
     started = time.perf_counter()
-    with Store.open(options.out, settings=settings) as store:
+    # Free to change when a run goes on; what latencies were measured at.
+    about = {"concurrency": str(options.concurrency)}
+    with Store.open(options.out, settings=settings | about) as store:
         require_settings(store, settings)
 
         def kept() -> str:

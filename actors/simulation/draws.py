@@ -22,6 +22,8 @@ from typing import Final
 
 from ..backends.latency import ConstantLatency, Latency
 
+NO_TIME: Final[Latency] = ConstantLatency(0.0)
+
 _WORDS: Final = Struct("<8Q")
 _ONE: Final = 2.0**-64
 _LARGEST: Final = 1.0 - 2.0**-53
@@ -34,9 +36,9 @@ class Latencies:
 
     generate: Latency
     """A completion. `per_request`: what each request on a replica adds to a new one."""
-    step: Latency = ConstantLatency(0.0)
+    step: Latency = NO_TIME
     """A step of the environment."""
-    open: Latency = ConstantLatency(0.0)
+    open: Latency = NO_TIME
     """Making and resetting the environment."""
     turns: Callable[[float], int]
     """Turns of an episode, by a share in [0, 1)."""

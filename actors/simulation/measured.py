@@ -1,7 +1,7 @@
 """Latencies as a real run had them: taken from its trajectories, kept in one JSON file.
 
     {"format": "rollwave-latencies", "version": 1, "source": "runs/a", "concurrency": 64,
-     "episodes": 1000, "wall_seconds": 41.2,
+     "episodes": 1000,
      "generate": {"mean": 0.9, "buckets": [[0.5, 0.53125, 17], …]},   seconds of a completion
      "step":     {…},                                                 of an environment step
      "open":     {…},           an episode's seconds outside of its turns: make, reset, close
@@ -86,8 +86,6 @@ class MeasuredLatencies(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     concurrency: int
     """Live sessions at most while it was measured; 0 = the run did not say."""
     episodes: int
-    wall_seconds: float
-    """From the start of the first episode to the end of the last; 0 = not known."""
     generate: Buckets
     step: Buckets
     open: Buckets
@@ -108,14 +106,12 @@ class MeasuredLatencies(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
                 f"{source or 'the run'} has no episode that was played to a scored end: there are "
                 "no latencies to measure"
             )
-        began = min(t.started for t in scored)
         return cls(
             FORMAT,
             VERSION,
             source,
             concurrency,
             len(scored),
-            max(t.started + t.seconds for t in scored) - began,
             Buckets.of(turn.generate_seconds for t in scored for turn in t.turns),
             Buckets.of(turn.step_seconds for t in scored for turn in t.turns),
             Buckets.of(_outside(t) for t in scored),
@@ -172,8 +168,7 @@ def write_latencies(measured: MeasuredLatencies, path: Path, *, disk: Disk | Non
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = msgspec.json.format(msgspec.json.encode(measured), indent=1) + b"\n"
-        (disk or Disk()).replace(path, data)
+        (disk or Disk()).replace(path, msgspec.json.encode(measured) + b"\n")
     except OSError as error:
         raise storage_error(error, path) from error
 
