@@ -22,8 +22,8 @@ from typing import Final
 import httpx
 import trio
 
-from ..actors.backends.http_transport import TrioTransport
 from ..cli.output import Output
+from ..engine.http_transport import TrioTransport
 from .report import Spread, write
 from .stub_server import stub_server
 

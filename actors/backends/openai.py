@@ -23,7 +23,7 @@ a thousand sessions fail a thousand times in the same moment.
 
 Invariant: the API key is sent to the server and appears nowhere else.
 
-Not here: the JSON (`openai_wire`) and the connections (`http_transport`).
+Not here: the JSON (`openai_wire`) and the connections (`engine.http_transport`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ import httpx
 import trio
 
 from ...engine.errors import BackendDied, BackendError, ConfigError
+from ...engine.http_transport import transport_for
 from ...engine.seeds import derive
 from ..protocol import Completion, Generate
 from .base import Backend, Done
-from .http_transport import transport_for
 from .openai_wire import (
     chat_body,
     chat_completion,

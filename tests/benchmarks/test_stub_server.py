@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import trio
-from rollwave.actors.backends.http_transport import TrioTransport
 from rollwave.benchmarks.stub_server import MODEL, TEXT, TOKEN_IDS, answers, stub_server
+from rollwave.engine.http_transport import TrioTransport
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollwave.actors.backends.http_transport import TrioTransport, transport_for
+from rollwave.engine.http_transport import TrioTransport, transport_for
 from rollwave.engine.testing import run_simulated
 
 URL = "http://server/path?q=1"

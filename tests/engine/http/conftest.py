@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from rollwave.actors.backends.http_transport import TrioTransport
+from rollwave.engine.http_transport import TrioTransport
 
 URL = "http://server/path?q=1"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

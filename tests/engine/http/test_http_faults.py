@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rollwave.actors.backends.http_transport import TrioTransport
+from rollwave.engine.http_transport import TrioTransport
 from rollwave.engine.testing import run_simulated
 
 URL = "http://server/path?q=1"
