@@ -24,6 +24,7 @@ from typing import Final, Literal
 from ..engine.codec import Message
 from ..engine.errors import ConfigError, EnvironmentFault
 from ..engine.trajectory import ChatMessage
+from .worker_limits import WorkerLimits
 
 SPLITS: Final = ("train", "dev", "test", "unseen")
 """Splits are disjoint. `unseen` holds what differs in kind, not only in number."""
@@ -95,6 +96,11 @@ class Environment(ABC):
         """The next action of the scripted expert from here; None where there is none."""
         return None
 
+    def secrets(self) -> Sequence[str]:
+        """What the agent has to find out: no observation may contain it before the agent has
+        said it, or the episode is over. For the laws alone; empty where nothing is hidden."""
+        return ()
+
     def snapshot(self) -> bytes:
         """The whole state of the session as bytes.
 
@@ -123,6 +129,17 @@ Cost = Literal["inline", "thread", "worker"]
 something), or in a worker process (it computes, may leak, or may crash the interpreter)."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How the registry settled a spec: what another process repeats to have it again."""
+
+    make: Callable[[], Environment]
+    """The spec's own, with nothing wrapped around it."""
+    build: Callable[..., EnvSpec]
+    id: str
+    options: Mapping[str, Option]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """One environment with its options settled: what the engine needs to run it."""
@@ -142,10 +159,14 @@ class EnvSpec:
     turn_limit: int = 20
     reward_range: tuple[float, float] = (0.0, 1.0)
     cost: Cost = "inline"
+    workers: WorkerLimits = field(default_factory=WorkerLimits)
+    """What its worker processes may use, where it runs in some."""
     deterministic: bool = True
     """Replaying the same actions rebuilds the same state."""
     expert_success: float = 1.0
     """Share of tasks that the expert claims to solve within `turn_limit`; a law holds it to it."""
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    """Set by the registry."""
 
     def tasks(self, split: str, *, limit: int | None = None) -> list[Task]:
         """The tasks of a split, in order.

@@ -33,14 +33,17 @@ from .single_laws import (
     answers_any_text,
     asking_changes_nothing,
     closed_is_closed,
+    costs_what_it_says,
     deterministic,
     expert_keeps_its_word,
     has_expert,
     isolated,
     nothing_after_the_end,
+    pays_no_cycle,
     reset_resets,
     snapshot_equals_replay,
     splits_are_disjoint,
+    tells_no_secret,
 )
 
 try:
@@ -277,6 +280,9 @@ class LawResult:
         return f"{mark:8}{self.law}{tail}{found}"
 
 
+_TIMED: Final = 10
+"""Scripts that are timed: each is played a dozen times."""
+
 _EXACT: Final[tuple[Callable[..., Any], ...]] = (
     asking_changes_nothing,
     deterministic,
@@ -297,7 +303,10 @@ _ALL: Final[tuple[Callable[..., Any], ...]] = (
     answers_any_text,
     nothing_after_the_end,
     closed_is_closed,
+    tells_no_secret,
+    pays_no_cycle,
     *_EXACT,
+    costs_what_it_says,
     expert_keeps_its_word,
 )
 
@@ -328,11 +337,14 @@ def check(
         (asking_changes_nothing, one),
         (nothing_after_the_end, one),
         (closed_is_closed, one),
+        (tells_no_secret, one),
+        (pays_no_cycle, one),
         (deterministic, one),
         (snapshot_equals_replay, one),
         (reset_resets, two),
         (isolated, two),
         (SessionsMachine, ()),
+        (costs_what_it_says, one),
     )
     sound = True
     for law, strategies in tried:
@@ -342,7 +354,8 @@ def check(
         if why:
             results.append(_result(law, seed, skipped=why))
         else:
-            results.append(_judge(law, spec, strategies, examples, seed, sound=sound))
+            count = min(examples, _TIMED) if law is costs_what_it_says else examples
+            results.append(_judge(law, spec, strategies, count, seed, sound=sound))
         sound = sound and (law is not answers_any_text or results[-1].held)
     if _name(expert_keeps_its_word) in only:
         results.append(_expert(spec, examples, seed, sound=sound))
@@ -355,13 +368,21 @@ def _inapplicable(law: Callable[..., Any], spec: EnvSpec) -> str:
         return "the spec says that it is not deterministic"
     if law is snapshot_equals_replay and _has_no_snapshots(spec):
         return "it has no snapshots; its actions are replayed instead"
+    if law is tells_no_secret and not _first(spec).env.secrets():
+        return "it says that it hides nothing"
     return ""
 
 
 def _has_no_snapshots(spec: EnvSpec) -> bool:
+    return _first(spec).snapshot() is None
+
+
+def _first(spec: EnvSpec) -> Probe:
+    """A session at the start of the first task there is."""
+    split = next(split for split, members in spec.splits.items() if len(members))
     probe = Probe(spec)
-    probe.reset(spec.tasks(next(iter(spec.splits)), limit=1)[0], 0)
-    return probe.snapshot() is None
+    probe.reset(spec.tasks(split, limit=1)[0], 0)
+    return probe
 
 
 def _expert(spec: EnvSpec, examples: int, seed: int, *, sound: bool) -> LawResult:
@@ -400,7 +421,8 @@ def _judge(
         stateful_step_count=30,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        # Timings are not shrunk: they differ from one run to the next.
+        phases=(Phase.generate,) if law is costs_what_it_says else (Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
         report_multiple_bugs=False,

@@ -80,7 +80,7 @@ class Probe:
     """The first observation, as a result without reward, and the answer to each action."""
 
     def __post_init__(self) -> None:
-        self.env = self._call("making a session", self.spec.make)
+        self.env = self.call("making a session", self.spec.make)
 
     @property
     def done(self) -> bool:
@@ -97,14 +97,14 @@ class Probe:
         self.task, self.seed = task, seed
         self.actions.clear()
         self.answers.clear()
-        first = self._call("reset", self.env.reset, task, seed)
+        first = self.call("reset", self.env.reset, task, seed)
         self._check_text("reset", first)
         return self._note(StepResult(first))
 
     def step(self, action: str) -> Answer:
         """Say one action."""
         self.actions.append(action)
-        result = self._call("step", self.env.step, action)
+        result = self.call("step", self.env.step, action)
         self._check(result)
         answer = self._note(result)
         low, high = self.spec.reward_range
@@ -118,7 +118,7 @@ class Probe:
         """Play a move; None if the episode is over."""
         if self.done:
             return None
-        return self.step(self._call("available_actions or expert", move.spell, self.env))
+        return self.step(self.call("available_actions or expert", move.spell, self.env))
 
     def play(self, script: Script) -> Probe:
         """Reset, then play the moves until they or the episode end."""
@@ -163,7 +163,7 @@ class Probe:
 
     def unchanged(self, name: str) -> None:
         """Expect the latest observation from `observation()`."""
-        text = self._call("observation", self.env.observation)
+        text = self.call("observation", self.env.observation)
         last = self.answers[-1].result.observation
         if text != last:
             raise self.broken(
@@ -186,12 +186,12 @@ class Probe:
         """Restore a snapshot that `past` took after so many steps."""
         self.task, self.seed = past.task, past.seed
         self.actions, self.answers = past.actions[:steps], past.answers[: steps + 1]
-        self._call("restore", self.env.restore, state)
+        self.call("restore", self.env.restore, state)
         self.unchanged("after restore")
 
     def close(self) -> None:
         """Close the session."""
-        self._call("close", self.env.close)
+        self.call("close", self.env.close)
 
     def unsound(self, text: str) -> LawBroken:
         """The error to raise if one answer is at fault, whatever the law."""
@@ -206,7 +206,7 @@ class Probe:
         return LawBroken("\n".join(lines), unsound=unsound)
 
     def _note(self, result: StepResult) -> Answer:
-        legal = self._call("available_actions", self.env.available_actions)
+        legal = self.call("available_actions", self.env.available_actions)
         answer = Answer(result, tuple(legal))
         self.answers.append(answer)
         return answer
@@ -238,7 +238,8 @@ class Probe:
             except MessageError as error:
                 raise self.unsound(f"the observation cannot be sent: {error}") from None
 
-    def _call(self, name: str, function: Callable[..., T], *args: object) -> T:
+    def call(self, name: str, function: Callable[..., T], *args: object) -> T:
+        """Call the environment; whatever it raises is a finding."""
         try:
             return function(*args)
         except LawBroken:

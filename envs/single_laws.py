@@ -11,9 +11,12 @@ Not here: the search for a script that breaks a law (`laws`).
 
 from __future__ import annotations
 
+import gc
 import math
+import time
+import tracemalloc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..engine.errors import LawBroken, classify
 from .base import SPLITS, EnvSpec, Task
@@ -116,6 +119,109 @@ def closed_is_closed(spec: EnvSpec, script: Script) -> None:
     probe.refuses("observation after close", probe.env.observation)
     probe.close()
     Probe(spec).close()
+
+
+def tells_no_secret(spec: EnvSpec, script: Script) -> None:
+    """No observation contains what the agent has to find out, before the agent has said it."""
+    probe = Probe(spec)
+    probe.reset(script.task, script.seed)
+    secrets = [secret for secret in probe.env.secrets() if secret]
+    for move in (None, *script.moves):
+        if move is not None and probe.try_move(move) is None:
+            return
+        said = "\n".join(probe.actions).lower()
+        shown = probe.answers[-1].result
+        for secret in secrets:
+            given = secret.lower() in shown.observation.lower()
+            if given and not shown.done and secret.lower() not in said:
+                raise probe.broken(f"the observation gives away {secret!r}")
+
+
+_ROUNDS: Final = 100
+"""A cycle that still pays after so many rounds pays for ever."""
+
+
+def pays_no_cycle(spec: EnvSpec, script: Script) -> None:
+    """No cycle of actions raises the return for ever."""
+    half = len(script.moves) // 2
+    probe = Probe(spec).play(Script(script.task, script.seed, script.moves[:half]))
+    start = len(probe.actions)
+    for move in script.moves[half:]:
+        if probe.try_move(move) is None:
+            return
+    cycle = probe.actions[start:]
+    if not cycle:
+        return
+    idle = rounds = 0
+    while idle < 2 and rounds < _ROUNDS:
+        before = probe.reward
+        for action in cycle:
+            if probe.done:
+                return
+            probe.step(action)
+        rounds += 1
+        idle = 0 if probe.reward > before else idle + 1
+    if rounds == _ROUNDS:
+        del probe.actions[start + len(cycle) :]
+        raise probe.broken(
+            f"the last {len(cycle)} of these actions, said {rounds} times more, still raise the "
+            f"return (to {probe.reward:g})"
+        )
+
+
+_STEP_SECONDS: Final = {"inline": 2e-3, "thread": 1.0}
+"""CPU seconds a step may take on average, with room for slow machines."""
+
+_LEAK_BYTES: Final = 64 * 1024
+"""Growth for each repeat of one episode that no cache explains."""
+
+
+def costs_what_it_says(spec: EnvSpec, script: Script) -> None:
+    """A step takes no more time than its cost class allows, and an episode leaves no memory."""
+    limit = _STEP_SECONDS.get(spec.cost)
+    if limit is not None:
+        seconds, steps = min(_timed(spec, script) for _ in range(3))
+        if steps and seconds > limit:
+            raise _played(spec, script).broken(
+                f"a step takes {seconds * 1e3:.1f} ms of CPU on average, and cost={spec.cost!r} "
+                f"allows {limit * 1e3:g}"
+            )
+    _timed(spec, script)  # fill the caches
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(4):
+            _timed(spec, script)
+        gc.collect()
+        grown = (tracemalloc.get_traced_memory()[0] - before) / 4
+    finally:
+        tracemalloc.stop()
+    if grown > _LEAK_BYTES:
+        raise _played(spec, script).broken(
+            f"each repeat of the episode leaves {grown / 1024:.0f} KiB behind after close"
+        )
+
+
+def _timed(spec: EnvSpec, script: Script) -> tuple[float, int]:
+    """Play and close; gives CPU seconds a step, and the steps."""
+    played = _played(spec, script)
+    played.close()
+    probe = Probe(spec)
+    probe.reset(script.task, script.seed)
+    seconds, count = 0.0, 0
+    for action in played.actions:
+        began = time.thread_time()
+        result = probe.call("step", probe.env.step, action)
+        seconds, count = seconds + time.thread_time() - began, count + 1
+        if result.done:
+            break
+    probe.close()
+    return seconds / max(count, 1), count
+
+
+def _played(spec: EnvSpec, script: Script) -> Probe:
+    return Probe(spec).play(script)
 
 
 def snapshot_equals_replay(spec: EnvSpec, script: Script) -> None:

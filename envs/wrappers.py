@@ -26,11 +26,29 @@ from ..engine.codec import Message, decoder, encode
 from ..engine.errors import ConfigError, EnvironmentFault, MessageError
 from ..engine.seeds import generator
 from .base import Environment, EnvSpec, StepResult, Task
+from .importable import Make, importable
 
 
 def wrap(spec: EnvSpec, wrapper: Callable[[Environment], Environment]) -> EnvSpec:
     """The same spec, with a wrapper around every session it makes."""
-    return replace(spec, make=lambda: wrapper(spec.make()))
+    return replace(spec, make=_Wrapped(wrapper, spec.make, importable(spec)))
+
+
+class _Wrapped:
+    """Makes wrapped sessions, in a worker process too if `wrapper` can be imported."""
+
+    def __init__(
+        self, wrapper: Callable[[Environment], Environment], make: Make, elsewhere: Make
+    ) -> None:
+        self._wrapper = wrapper
+        self._make = make
+        self._elsewhere = elsewhere
+
+    def __call__(self) -> Environment:
+        return self._wrapper(self._make())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Wrapped, (self._wrapper, self._elsewhere, self._elsewhere)
 
 
 class Wrapper(Environment):
@@ -53,6 +71,9 @@ class Wrapper(Environment):
 
     def expert(self) -> str | None:
         return self.inner.expert()
+
+    def secrets(self) -> Sequence[str]:
+        return self.inner.secrets()
 
     def snapshot(self) -> bytes:
         return self.inner.snapshot()

@@ -121,6 +121,13 @@ class Wordle(Environment):
             return None
         return " ".join(advise(game.vocabulary, self._left, self._turn + 1 >= self._guesses))
 
+    def secrets(self) -> Sequence[str]:
+        game = self._started()
+        if game.hidden is None or game.listed:
+            return ()
+        word = game.vocabulary.words[game.hidden]
+        return (word, " ".join(word))
+
     def snapshot(self) -> bytes:
         game = self._started()
         left = self._left.to_bytes((len(game.vocabulary) + 7) // 8, "little")
