@@ -87,17 +87,18 @@ class Dispatcher(Actor):
         permits = self._permits
         for number, episode in enumerate(islice(episodes(order), book.admitted, None)):
             await book.room(permits.size + _LEAD)
+            waited = False
             try:
                 permits.acquire_nowait()
             except trio.WouldBlock:
+                waited = True
                 await permits.acquire()
-            else:
-                if number % _BURST == 0:
-                    await trio.lowlevel.checkpoint()
-            if book.cancelled:
-                self._permits.release()
-                return
             try:
+                if number % _BURST == 0 and not waited:
+                    await trio.lowlevel.checkpoint()  # we may be cancelled here, permit in hand
+                if book.cancelled:
+                    self._permits.release()
+                    return
                 self._start(book, episode)
             except ActorDead:  # we are being stopped, and our sessions with us
                 self._permits.release()

@@ -14,6 +14,8 @@ Invariants:
 * every ask is answered once: by a completion, by its own failure (`AskFailed`), or, when
   the backend dies, with `ActorRestarted`: asked again with the same seed, it is the same
   request to the next incarnation;
+* a completion names a policy version that was served between its request and its answer;
+  one that names another is refused;
 * a swap that fails, or whose asker stops waiting, leaves no doubt about what is served:
   the actor fails and starts again from the holder.
 
@@ -92,6 +94,8 @@ class Inference(Actor):
         self._backend: Backend
         self._waiting: dict[str, Reply] = {}  # by request id
         self._swaps: deque[tuple[SwapWeights, Reply]] = deque()  # the first is under way
+        self._versions = [holder.version]  # served by this incarnation, one being loaded included
+        self._confirmed = 0  # how many of them before the one that was confirmed last
 
     async def on_start(self) -> None:
         """Start the backend and wait until it serves.
@@ -131,14 +135,17 @@ class Inference(Actor):
         if earlier is not None:
             earlier.fail(BackendError(f"{request_id} was asked for again, elsewhere"))
         self._waiting[request_id] = reply
+        since = self._confirmed
 
         def done(result: Completion | BaseException) -> None:
             if self._waiting.get(request_id) is reply:
                 del self._waiting[request_id]
-            if isinstance(result, Completion):
+            if not isinstance(result, Completion):
+                reply.fail(result)
+            elif result.policy_version in self._versions[since:]:
                 reply.answer(result)
             else:
-                reply.fail(result)
+                reply.fail(self._dishonest(result))
 
         def abandoned() -> None:
             # Not if the id has been asked for again since: that request is another's.
@@ -148,6 +155,13 @@ class Inference(Actor):
 
         self._backend.submit(request, done)
         reply.on_abandon(abandoned)
+
+    def _dishonest(self, result: Completion) -> BackendError:
+        served = self._versions[self._confirmed]
+        return BackendError(
+            f"the backend answered {result.request_id} for policy version "
+            f"{result.policy_version}, while {served} was served: it is not learned from"
+        )
 
     # -- weights --------------------------------------------------------------
 
@@ -169,6 +183,7 @@ class Inference(Actor):
         scope = trio.CancelScope()
         reply.on_abandon(scope.cancel)
         began = now()
+        self._versions.append(order.version)
         with scope:
             try:
                 await self._backend.swap_weights(order.version, order.path)
@@ -178,6 +193,7 @@ class Inference(Actor):
             # No checkpoint between the swap and this line: what is served and what a
             # restart would serve change in one step.
             self._holder.version, self._holder.path = order.version, order.path
+            self._confirmed = len(self._versions) - 1
             reply.answer(WeightsSwapped(order.version, now() - began))
             return
         raise WeightSwapFailed(

@@ -174,9 +174,9 @@ class _Playing:
         A dispatcher that dies leaves episodes cancelled that nobody wanted cancelled.
         """
         plan = self._plan
-        missing = frozenset(self.missing())
-        _, begun = await run_blocking(read_progress, self._store.journal_path)
-        async with await Journal.open(self._store.journal_path) as journal:
+        missing, store = frozenset(self.missing()), self._store
+        _, begun = await run_blocking(read_progress, store.journal_path)
+        async with await Journal.open(store.journal_path, disk=store.disk) as journal:
             rollout = self._engine.rollout(
                 plan.tasks,
                 attempts=plan.attempts,

@@ -107,6 +107,11 @@ class Store:
         return cls(path, run, lock, disk)
 
     @property
+    def disk(self) -> Disk:
+        """Where the run's writes go, those of its journal too."""
+        return self._disk
+
+    @property
     def journal_path(self) -> Path:
         """Where the run's journal is, or will be."""
         return self.path / "journal.msgpack"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from rollwave.actors import waves as module
 from rollwave.actors.backends.latency import ConstantLatency
 from rollwave.actors.backends.scripted import ScriptedBackend
 from rollwave.actors.embedding import open_engine
@@ -20,6 +19,7 @@ from rollwave.actors.policy_source import PolicySource
 from rollwave.actors.protocol import Generate
 from rollwave.actors.turnlog import read_progress
 from rollwave.actors.waves import WavePlan, play_wave, require_settings
+from rollwave.engine.disk import Disk
 from rollwave.engine.errors import ConfigError, StorageFailed, StoreError
 from rollwave.engine.journal import Journal
 from rollwave.engine.store import Store
@@ -45,10 +45,16 @@ SCRIPTED = PolicySource(
 
 
 def play(
-    out: Path, plan: WavePlan = PLAN, *, concurrency: int = 4, seed: int = 0, **options: Any
+    out: Path,
+    plan: WavePlan = PLAN,
+    *,
+    concurrency: int = 4,
+    seed: int = 0,
+    disk: Disk | None = None,
+    **options: Any,
 ) -> Wave:
     async def main() -> Wave:
-        with Store.open(out) as store:
+        with Store.open(out, disk=disk) as store:
             async with open_engine(SCRIPTED, concurrency=concurrency, seed=11) as engine:
                 return await play_wave(engine, store, plan, **options)
 
@@ -195,33 +201,19 @@ def test_a_wave_whose_episodes_were_cancelled_is_not_sealed(
 
 
 def test_a_full_disk_ends_the_wave_with_one_error_and_the_next_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    import errno
-
-    from rollwave.engine.disk import Disk
-
     class Full(Disk):
         def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
             if offset > 8_000:
                 raise OSError(errno.ENOSPC, "No space left on device")
             super().write(descriptor, data, offset)
 
-    opening: Callable[..., Any] = Journal.open
-
-    class FullJournal:
-        @staticmethod
-        async def open(path: Path) -> Journal:
-            journal: Journal = await opening(path, disk=Full(), threaded=False)
-            return journal
-
     whole = tmp_path / "whole"
     play(whole)
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "Journal", FullJournal)
-        with pytest.raises(StorageFailed, match="free some space"):
-            play(run)
+    with pytest.raises(StorageFailed, match="free some space"):
+        play(run, disk=Full())
     with Store.open(run) as store:
         assert store.waves() == []
         finished = len(read_progress(store.journal_path)[0])
