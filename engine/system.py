@@ -83,7 +83,13 @@ class ActorSystem:
             raise ConfigError("an ActorSystem is entered once; make a new one for each run")
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
-        await nursery.start(self.root.run)
+        try:
+            await nursery.start(self.root.run)
+        except BaseException as error:
+            # Cancelled meanwhile: nobody will call `__aexit__`, and a nursery that is not left
+            # takes trio's own state with it.
+            await self._manager.__aexit__(type(error), error, error.__traceback__)
+            raise
         self._block.__enter__()
         return self
 

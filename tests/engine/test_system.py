@@ -378,3 +378,14 @@ def test_the_same_seed_gives_the_same_run(seed: int) -> None:
 
     assert digest(seed) == digest(seed)
     assert digest(seed) != digest(seed + 10)  # another interleaving
+
+
+async def test_cancelled_while_it_opens_it_leaves_nothing_behind() -> None:
+    before = trio.lowlevel.current_statistics().tasks_living
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with ActorSystem():
+            raise AssertionError("it opened in spite of the cancellation")
+    assert scope.cancelled_caught
+    await trio.testing.wait_all_tasks_blocked()
+    assert trio.lowlevel.current_statistics().tasks_living == before
