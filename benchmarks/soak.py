@@ -152,6 +152,12 @@ def main() -> int:
         "levels": {name: list(soaked.history.levels[name]) for name in TOLERANCES},
     }
     write(options.out, figures)
+    try:
+        from .soak_figure import draw_soak  # matplotlib comes with an extra
+    except ImportError:
+        output.warn("no figure: matplotlib is not installed (pip install 'rollwave[figures]')")
+    else:
+        output.text(f"drawn as {draw_soak(soaked.history, options.figure)}")
     output.text(f"written to {options.out}")
     return 1 if growing else 0
 
