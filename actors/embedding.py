@@ -21,12 +21,13 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from ..engine.actor import Actor
+from ..engine.blocking import simulated
 from ..engine.clock import rolling_deadline
 from ..engine.codec import Message
 from ..engine.errors import ActorDead, ActorRestarted, ConfigError
@@ -36,10 +37,11 @@ from ..engine.ref import ActorRef, ActorStatistics
 from ..engine.supervisor import ChildSpec, LifecycleEvent
 from ..engine.system import ActorSystem
 from ..engine.trajectory import Trajectory
-from ..envs.base import EnvSpec, Task
+from ..envs.base import Cost, EnvSpec, Task
 from ..envs.formats import get_format
 from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
 from ..envs.registry import resolve
+from ..envs.worker import Owner, WorkerHost
 from .collector import Collector
 from .dispatcher import Dispatcher, trajectory_id
 from .episode import SessionSettings
@@ -68,11 +70,17 @@ class EngineSettings:
     swap_seconds: float = PUBLISH_SECONDS
     """Of a weight swap: running requests end, the weights are loaded."""
     shutdown_seconds: float = 10.0
+    cost: Cost | None = None
+    """Where sessions run, whatever their environments say (`EnvSpec.cost`)."""
+    workers: int = 0
+    """Worker processes of each environment at most; 0 = as the environment says."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the key."""
         if self.concurrency < 1:
             raise ConfigError(f"concurrency must be at least 1, not {self.concurrency}")
+        if self.workers < 0:
+            raise ConfigError(f"workers must be 0 or more, not {self.workers}")
         for key in ("turn_seconds", "episode_seconds", "swap_seconds", "shutdown_seconds"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"{key} must be above 0, not {getattr(self, key)}")
@@ -91,6 +99,7 @@ class Engine:
         inference: ActorRef | None,
         holder: PolicyHolder | None,
         collector: ActorRef | None = None,
+        workers: Owner | None = None,
     ) -> None:
         self.settings: Final = settings
         self.source: Final = source
@@ -100,6 +109,7 @@ class Engine:
         self._dispatcher = dispatcher
         self._cast = {"collector": collector, "inference": inference, "dispatcher": dispatcher}
         self._holder = holder
+        self._workers = workers or Owner()
         self._specs: dict[str, EnvSpec] = {}
         self._hosts: dict[str, Host] = {}
         # The permits bound threads already.
@@ -137,13 +147,30 @@ class Engine:
         return spec
 
     def host(self, spec: EnvSpec) -> Host:
-        """Where the sessions of an environment run, by its cost class."""
+        """Where the sessions of an environment run, by its cost class.
+
+        Raises:
+            ConfigError: worker processes cannot make it, or have too few seats.
+        """
         if spec.id not in self._hosts:
-            inline = spec.cost == "inline"
-            self._hosts[spec.id] = (
-                InlineHost(spec.make) if inline else ThreadHost(spec.make, self._threads)
-            )
+            self._hosts[spec.id] = self._new_host(spec)
         return self._hosts[spec.id]
+
+    def _new_host(self, spec: EnvSpec) -> Host:
+        cost = self.settings.cost or spec.cost
+        if cost == "inline" or (cost == "worker" and simulated()):  # processes take real time
+            return InlineHost(spec.make)
+        if cost == "thread":
+            return ThreadHost(spec.make, self._threads)
+        limits = replace(spec.workers, workers=self.settings.workers or spec.workers.workers)
+        host = WorkerHost(self._workers, spec, limits)
+        if host.seats < self.settings.concurrency:
+            raise ConfigError(
+                f"{self.settings.concurrency} live sessions of {spec.id} do not fit in "
+                f"{host.processes} worker processes of {limits.sessions_per_worker} sessions "
+                "each: lower the concurrency, or raise workers or sessions_per_worker"
+            )
+        return host
 
     def rollout(
         self,
@@ -312,7 +339,8 @@ async def open_engine(
         async def start(name: str, factory: Callable[[], Actor]) -> ActorRef:
             return await system.start(ChildSpec(name=name, factory=factory))
 
-        inference, holder = None, None
+        inference, holder, workers = None, None, Owner()
+        await start("workers", workers.actor)
         collector = await start("collector", lambda: Collector(ledger))
         make_backend = source.make_backend
         if make_backend is not None:
@@ -320,7 +348,9 @@ async def open_engine(
             serving = holder
             inference = await start("inference", lambda: Inference(make_backend, serving))
         dispatcher = await start("dispatcher", lambda: Dispatcher(ledger, permits, collector))
-        yield Engine(limits, source, ledger, permits, dispatcher, inference, holder, collector)
+        yield Engine(
+            limits, source, ledger, permits, dispatcher, inference, holder, collector, workers
+        )
 
 
 async def _reason() -> None:

@@ -29,10 +29,11 @@ import trio
 from ..engine.clock import rolling_deadline
 from ..engine.errors import BadSample, EnvironmentFault, FaultKind, classify
 from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
+from ..envs.answers import require_result, require_text
 from ..envs.base import EnvSpec, StepResult
 from ..envs.formats import ActionFormat
 from ..envs.hosting import Host, Hosted
-from .policies import ContextFull, Policy, require_text
+from .policies import ContextFull, Policy
 from .protocol import EpisodeEnded, RunEpisode, TurnTaken
 from .turnlog import TurnLog
 
@@ -185,7 +186,7 @@ class Episode:
         if turn.format_error:
             result = StepResult(self._settings.action_format.parse(turn.completion).error)
         else:
-            result = self._checked(await self._environment.step(turn.action))
+            result = require_result(await self._environment.step(turn.action))
         if result.reward != turn.reward:
             raise _Different(f"turn {number} earned {result.reward}, not {turn.reward}")
         self._turns.append(turn)
@@ -210,7 +211,7 @@ class Episode:
             else:
                 action = parsed.action
                 self._stage = FaultKind.ENVIRONMENT
-                result = self._checked(await environment.step(action))
+                result = require_result(await environment.step(action))
         finally:
             # Also where no result came: its tokens were sampled, and it may be what broke the
             # world.
@@ -239,18 +240,6 @@ class Episode:
                 )
             )
         return result, ended
-
-    def _checked(self, result: StepResult) -> StepResult:
-        """Refuse garbage before it becomes a reward."""
-        if type(result) is not StepResult:
-            raise EnvironmentFault(f"step answered {type(result).__name__}, not a StepResult")
-        require_text("step", result.observation)
-        if not isinstance(result.reward, int | float) or not math.isfinite(result.reward):
-            raise EnvironmentFault(f"step answered the reward {result.reward!r}")
-        for flag in (result.terminated, result.truncated, result.success):
-            if type(flag) is not bool:
-                raise EnvironmentFault(f"step answered the flag {flag!r}, not a bool")
-        return result
 
     def _require_range(self) -> None:
         low, high = self._settings.spec.reward_range

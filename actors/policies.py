@@ -27,6 +27,7 @@ from ..engine.errors import ActorRestarted, BackendError, BadSample, Environment
 from ..engine.ref import ActorRef
 from ..engine.seeds import derive
 from ..engine.trajectory import ChatMessage, FinishReason
+from ..envs.answers import require_text
 from ..envs.formats import ActionFormat
 from ..envs.hosting import Hosted
 from .protocol import Completion, Generate, Sampling, TurnTaken
@@ -278,18 +279,3 @@ class ModelPolicy(Policy):
     def added(self) -> tuple[bytes, bytes]:
         """Packed token ids and log-probs of the last turn, its observation's included."""
         return self._ids[self._before :].tobytes(), self._logprobs[self._before :].tobytes()
-
-
-def require_text(what: str, text: object) -> None:
-    """Refuse what an environment says if it is no text, or text that no message can carry.
-
-    Raises:
-        EnvironmentFault: it is of another type, or has half a character (a lone surrogate).
-    """
-    if type(text) is not str:
-        raise EnvironmentFault(f"{what} answered {type(text).__name__}, not text")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise EnvironmentFault(f"{what} answered text that is not Unicode: {error}") from None

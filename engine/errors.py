@@ -136,6 +136,11 @@ class EnvironmentLost(EnvironmentFault):
     state, the episode goes on in another process.
     """
 
+    def __init__(self, text: str, *, blamed: bool = True) -> None:
+        super().__init__(text)
+        self.blamed: Final = blamed
+        """It died in this session's own call; False if in another's."""
+
 
 class LawBroken(EnvironmentFault):
     """A check found that an environment breaks a law of its contract. The text says how."""

@@ -68,13 +68,37 @@ async def connect(
             raise ActorDead(
                 f"nobody listens at {address}: is the process there running?"
             ) from error
-        channel = Channel(stream, limit)
-        try:
-            return Remote(address, channel, await _greet(address, channel))
-        except BaseException:
-            await channel.close()
-            raise
+        return await _attached(stream, address, limit)
     raise AssertionError("unreachable")
+
+
+async def attach(
+    stream: trio.abc.Stream,
+    name: str,
+    *,
+    limit: int = MAX_MESSAGE_BYTES,
+    seconds: float = CONNECT_SECONDS,
+) -> Remote:
+    """As `connect`, over a stream that is open already; closes it if that fails.
+
+    Args:
+        stream: with the serving side at its other end.
+        name: of that side, for errors.
+        limit: largest answer accepted, in bytes.
+        seconds: for the greeting.
+    """
+    with deadline(f"the greeting of {name}", seconds):
+        return await _attached(stream, name, limit)
+    raise AssertionError("unreachable")
+
+
+async def _attached(stream: trio.abc.Stream, name: str, limit: int) -> Remote:
+    channel = Channel(stream, limit)
+    try:
+        return Remote(name, channel, await _greet(name, channel))
+    except BaseException:
+        await channel.close()
+        raise
 
 
 async def _greet(address: str, channel: Channel) -> int:
@@ -151,10 +175,10 @@ class Remote:
         finally:
             del self._pending[number]
 
-    def send(self, name: str, payload: bytes) -> None:
-        """Send, and never hear of it again."""
+    def send(self, name: str, payload: bytes, *, urgent: bool = False) -> None:
+        """Send, and never hear of it again; what is `urgent` goes even if it is too much."""
         self.require(payload)
-        if self._channel.full:
+        if self._channel.full and not urgent:
             raise MailboxFull(
                 f"the connection to {self.address} has more to send than is read there; "
                 "use `tell`, which waits"

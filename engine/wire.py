@@ -15,7 +15,8 @@ Invariant: a channel buffers at most `HIGH_WATER` bytes beyond one message in
 either direction before its users have to wait, whatever the peer sends or does
 not read.
 
-Not here: which actors there are and what becomes of asks (`transport`).
+Not here: which actors there are and what becomes of asks (`transport`), and the same
+frames without an event loop (`plain`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ CONNECT_SECONDS: Final = 10.0
 LOST: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 """How a stream says that the peer is gone."""
 
-_CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 16
+"""Bytes read at once."""
 _TEXT: Final = 4096  # longest name or error text; the rest is cut
 
 
@@ -146,6 +148,49 @@ def too_large(payload: bytes, limit: int) -> MessageTooLarge:
     return MessageTooLarge(f"message of {len(payload)} bytes; the other side accepts {limit}")
 
 
+class FrameReader:
+    """Finds the frames in what comes over a stream, whatever pieces it comes in."""
+
+    def __init__(self, limit: int = MAX_MESSAGE_BYTES) -> None:
+        self._limit = limit
+        self._unpacker = msgpack.Unpacker(
+            max_buffer_size=limit + CHUNK + _TEXT,
+            # Frames are short flat arrays: a header that announces more is not
+            # ours, and must not make us allocate what it announces.
+            max_array_len=8,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=4 * _TEXT,
+            use_list=False,
+        )
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take what was read, at most `CHUNK` bytes.
+
+        Raises:
+            MessageTooLarge: a frame is far above the limit.
+        """
+        try:
+            self._unpacker.feed(data)
+        except msgpack.BufferFull:
+            raise MessageTooLarge(f"a frame above the limit of {self._limit} bytes") from None
+
+    def next(self) -> Frame | None:
+        """The next whole frame; None where more has to be read first.
+
+        Raises:
+            MessageError: the bytes are no frames of ours. There is no way to go on.
+        """
+        try:
+            record = next(self._unpacker, None)
+            if record is None:
+                return None
+            frame: Frame = msgspec.convert(record, Frame)
+        except (msgpack.UnpackException, msgspec.ValidationError, ValueError, TypeError) as bad:
+            raise MessageError(f"what is no frame of protocol {PROTOCOL}: {bad}") from None
+        return frame
+
+
 class Channel:
     """Frames over one trio stream. One task runs `write`, one calls `receive`."""
 
@@ -158,16 +203,7 @@ class Channel:
         self._wanted = trio.Event()
         self._room = trio.Event()
         self._ended = False
-        self._unpacker = msgpack.Unpacker(
-            max_buffer_size=limit + _CHUNK + _TEXT,
-            # Frames are short flat arrays: a header that announces more is not
-            # ours, and must not make us allocate what it announces.
-            max_array_len=8,
-            max_map_len=0,
-            max_ext_len=0,
-            max_str_len=4 * _TEXT,
-            use_list=False,
-        )
+        self._reader = FrameReader(limit)
 
     def put(self, frame: Frame) -> None:
         """Queue a frame, whatever the queue holds."""
@@ -219,20 +255,12 @@ class Channel:
             MessageTooLarge: a frame is far above the limit.
             trio.BrokenResourceError, trio.ClosedResourceError: the connection broke.
         """
-        while True:
-            try:
-                record = next(self._unpacker, None)
-                if record is not None:
-                    frame: Frame = msgspec.convert(record, Frame)
-                    return frame
-                data = await self._stream.receive_some(_CHUNK)
-                if not data:
-                    return None
-                self._unpacker.feed(data)
-            except msgpack.BufferFull:
-                raise MessageTooLarge(f"a frame above the limit of {self.limit} bytes") from None
-            except (msgpack.UnpackException, msgspec.ValidationError, ValueError, TypeError) as bad:
-                raise MessageError(f"what is no frame of protocol {PROTOCOL}: {bad}") from None
+        while (frame := self._reader.next()) is None:
+            data = await self._stream.receive_some(CHUNK)
+            if not data:
+                return None
+            self._reader.feed(data)
+        return frame
 
     async def close(self) -> None:
         """Close the stream at once, without waiting for the peer."""

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
 from ..engine.errors import ConfigError, UnknownEnvironment
-from .base import EnvFamily, EnvSpec, Option
+from .base import EnvFamily, EnvSpec, Option, Origin
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "maze-grid-v1": "maze",
@@ -85,7 +86,8 @@ class Registry:
             key: _spell(value) for key, value in settled.items() if value != family.options[key]
         }
         id = f"{family.id}?{urlencode(different)}" if different else family.id
-        return family.build(id=id, **settled)
+        spec = family.build(id=id, **settled)
+        return replace(spec, origin=Origin(spec.make, family.build, id, settled))
 
     def _full_id(self, base: str) -> str:
         ids = self.ids()
