@@ -22,11 +22,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import random
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -78,7 +80,7 @@ def _response(status: int, body: object) -> bytes:
 class Stub(asyncio.Protocol):
     """One connection: requests with a content-length, answered in order."""
 
-    def __init__(self, latency: float, responses: dict[bytes, bytes]) -> None:
+    def __init__(self, latency: Callable[[], float], responses: dict[bytes, bytes]) -> None:
         self._latency = latency
         self._responses = responses
         self._buffer = b""
@@ -107,7 +109,7 @@ class Stub(asyncio.Protocol):
             self._buffer = self._buffer[end + 4 + length :]
             path = head.split(b" ", 2)[1] if head.count(b" ") >= 2 else b""
             if response := self._responses.get(path):
-                asyncio.get_running_loop().call_later(self._latency, self._send, response)
+                asyncio.get_running_loop().call_later(self._latency(), self._send, response)
             else:
                 error = {"error": {"message": f"no such path: {path!r}", "type": "NotFound"}}
                 self._send(_response(404, error))
@@ -133,7 +135,14 @@ def _content_length(head: bytes) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-async def serve(host: str, port: int, latency: float) -> None:
+def latencies(median: float, sigma: float, seed: int) -> Callable[[], float]:
+    """Draws of a log-normal latency in seconds, in the order of the requests; constant
+    where `sigma`, the standard deviation of the logarithm, is 0."""
+    draw = random.Random(seed)
+    return lambda: median * math.exp(sigma * draw.gauss(0.0, 1.0)) if sigma else median
+
+
+async def serve(host: str, port: int, latency: Callable[[], float]) -> None:
     """Serve until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -150,12 +159,13 @@ async def serve(host: str, port: int, latency: float) -> None:
 
 
 @contextmanager
-def stub_server(latency_ms: float, *, host: str = "127.0.0.1") -> Iterator[str]:
+def stub_server(
+    latency_ms: float, *, sigma: float = 0.0, seed: int = 0, host: str = "127.0.0.1"
+) -> Iterator[str]:
     """Run the stub in a process of its own; give its URL. Stopped on the way out."""
     command = [sys.executable, str(Path(__file__).resolve()), "--host", host]
-    process = subprocess.Popen(
-        [*command, "--latency-ms", str(latency_ms)], stdout=subprocess.PIPE, text=True
-    )
+    command += ["--latency-ms", str(latency_ms), "--sigma", str(sigma), "--seed", str(seed)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield str(json.loads(process.stdout.readline())["url"])
@@ -172,8 +182,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--sigma", type=float, default=0.0, help="above 0: a heavy tail")
+    parser.add_argument("--seed", type=int, default=0, help="of the latencies")
     options = parser.parse_args()
-    asyncio.run(serve(options.host, options.port, options.latency_ms / 1000))
+    latency = latencies(options.latency_ms / 1000, options.sigma, options.seed)
+    asyncio.run(serve(options.host, options.port, latency))
 
 
 if __name__ == "__main__":
