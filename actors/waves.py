@@ -104,13 +104,21 @@ async def play_wave(
 
     Raises:
         TooManyFaults: the world is broken. The wave is not sealed, and the same command
-            plays what faulted again.
+            plays what faulted again. Or it was sealed when more was allowed.
         DeadlineExceeded: the wave took too long; names what was stuck.
         StorageFailed: the disk refused a record; what was journalled before is kept.
         StoreError: episodes are missing at the end (cancelled under us).
     """
     if any(info.number == plan.number for info in store.waves()):
-        return await run_blocking(store.read, plan.number)
+        sealed = await run_blocking(store.read, plan.number)
+        faults = [t for t in sealed.trajectories if t.outcome is Outcome.FAULT]
+        if len(faults) > max_fault_share * len(sealed.trajectories):
+            raise TooManyFaults(
+                f"wave {plan.number} of {store.path} was sealed with {len(faults)} faults among "
+                f"{len(sealed.trajectories)} episodes, above the allowed share of "
+                f"{max_fault_share:g}: allow as many with run.max_fault_share, or start a new run"
+            )
+        return sealed
     playing = _Playing(engine, store, plan, watch, stage or f"wave {plan.number}", max_fault_share)
     await playing.load()
     try:

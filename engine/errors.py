@@ -236,7 +236,7 @@ _KINDS: Final[tuple[tuple[type[BaseException], FaultKind], ...]] = (
 )
 
 
-_DISK: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EACCES}
+_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL: Final = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
 
@@ -279,9 +279,10 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def storage_error(error: OSError, path: object) -> StorageFailed:
     """Wrap an `OSError` of a write into an error that names the file and the way out."""
     reason = error.strerror or str(error)
-    hint = (
-        "free some space or choose another --out directory, then run the same command again"
-        if error.errno in _DISK
-        else "check the path and its permissions"
-    )
+    if error.errno in _SPACE:
+        hint = "free some space or choose another --out directory, then run the same command again"
+    elif error.errno == errno.EIO:
+        hint = "check the disk, then run the same command again"
+    else:
+        hint = "check the path and its permissions, or choose another --out directory"
     return StorageFailed(f"cannot write {path}: {reason}; {hint} (what was sealed is intact)")

@@ -88,6 +88,8 @@ class Store:
         if not exclusive:
             return cls(path, _read_run(path), None, disk)
         _refuse_foreign(path)
+        if (path / "run.json").exists():
+            _read_run(path)  # before anything is written to what may not be ours
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)

@@ -380,3 +380,12 @@ def test_a_late_wave_names_what_was_stuck_and_goes_on(tmp_path: Path) -> None:
     told = [[turn.completion for turn in t.turns] for t in wave.trajectories]
     plain = [[turn.completion for turn in t.turns] for t in whole(tokens=True)[0].trajectories]
     assert told == plain
+
+
+def test_a_wave_that_was_sealed_with_more_faults_is_not_learned_from_in_silence(
+    tmp_path: Path,
+) -> None:
+    wave = wave_of(tmp_path, flaky(2), allowed=0.5)
+    assert wave_of(tmp_path, MAZE, allowed=0.5) == wave
+    with pytest.raises(TooManyFaults, match=r"sealed with 6 faults among 12 .* start a new run"):
+        wave_of(tmp_path, MAZE, allowed=0.4)

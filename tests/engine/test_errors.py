@@ -155,7 +155,9 @@ def test_the_description_is_one_short_line(text: str) -> None:
     ("number", "hint"),
     [
         (errno.ENOSPC, "free some space"),
-        (errno.EROFS, "another --out directory"),
+        (errno.EROFS, "permissions, or choose another --out directory"),
+        (errno.EACCES, "permissions"),
+        (errno.EIO, "check the disk"),
         (errno.ENOENT, "check the path"),
     ],
 )

@@ -219,6 +219,7 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 99, "created": "", "settings": {}}')
     with pytest.raises(NotARun, match="has format 99, this version of Rollwave reads 1"):
         Store.open(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]  # nothing was written
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(store: Store) -> None:
