@@ -85,6 +85,12 @@ def _evolve(app: typer.Typer) -> None:
     app.command("evolve")(evolve)
 
 
+def _serve(app: typer.Typer) -> None:
+    from .serve import serve
+
+    app.command("serve")(serve)
+
+
 def _inspect(app: typer.Typer) -> None:
     from .inspect import inspect
 
@@ -109,6 +115,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "replay": Entry("Play recorded actions again and compare every observation.", PLAY, _replay),
     "simulate": Entry("Simulate a rollout on a virtual clock.", PLAY, _simulate),
     "bench": Entry("Measure the engine itself.", PLAY, _bench),
+    "serve": Entry("Serve environments in AgentGym's protocol.", PLAY, _serve),
     "evolve": Entry("Evolve a policy, wave by wave, as a TOML file says.", LEARN, _evolve),
     "inspect": Entry("Read a run: its waves, outcomes and trajectories.", LOOK, _inspect),
     "envs": Entry("List the environments, and check their laws.", LOOK, _envs),

@@ -21,6 +21,7 @@ Not here: what is answered (`server`), TLS (put a proxy before it).
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ...engine.errors import MissingDependency
+from ...engine.errors import ConfigError, MissingDependency
 from .server import Reply, Request, WireServer, problem
 
 if TYPE_CHECKING:
@@ -308,8 +309,43 @@ class Listener:
         return None
 
 
+_BACKLOG: Final = 4096
+
 _LINGERS: Final = 64
 """Pieces that are thrown away behind a request that was refused."""
+
+
+async def open_listeners(
+    host: str, port: int, *, guarded: bool = False
+) -> list[trio.SocketListener]:
+    """Open the sockets to serve on.
+
+    Args:
+        host: an address or a name; other machines reach any that is not loopback.
+        port: 0 takes a free one.
+        guarded: a token is asked for, or the user said that none is needed.
+
+    Raises:
+        ConfigError: others could reach it and nothing guards it, or the port is taken.
+    """
+    if not guarded and not loopback(host):
+        raise ConfigError(
+            f"{host or 'every address'} can be reached from other machines: set a token, or say "
+            "that none is needed (--without-token)"
+        )
+    try:
+        return await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host or '*'}:{port}: {reason}") from None
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine reaches that address. A name other than localhost may move."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _shielded(
