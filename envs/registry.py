@@ -29,6 +29,7 @@ from ..engine.errors import ConfigError, UnknownEnvironment
 from .base import EnvFamily, EnvSpec, Option, Origin
 
 BUILT_IN: Final[Mapping[str, str]] = {
+    "alfworld-v1": "alfworld",
     "maze-grid-v1": "maze",
     "maze-v1": "maze",
     "textcraft-v1": "textcraft",
