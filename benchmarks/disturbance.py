@@ -46,6 +46,7 @@ from ..envs.hosting import Host, Hosted, InlineHost
 from ..envs.maze.expert import next_side
 from ..envs.maze.tasks import grid
 from ..envs.maze.wording import TERSE
+from ..envs.rebuilding import Rebuilding
 from ..envs.registry import resolve
 
 KINDS: Final = ("raise", "hang", "garbage", "refuse", "crash")
@@ -216,6 +217,11 @@ class DisturbedHost(Host):
         self._inner = InlineHost(workload.spec.make)
 
     async def open(self) -> Hosted:
+        session = Rebuilding(self._session, replay=True)  # as for worlds in worker processes
+        await session.open()
+        return session
+
+    async def _session(self) -> Hosted:
         return _Disturbed(self._workload, await self._inner.open())
 
 

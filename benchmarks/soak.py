@@ -35,7 +35,7 @@ from .trend import TOLERANCES, WARM_UP, Trend, judge
 from .vitals import History, Sample
 
 _SAMPLES: Final = 720
-"""Looks in a run: each 5 s of an hour, not more often than each quarter of a second."""
+"""Looks in a run: each 5 s of an hour, not more often than ten times a second."""
 _CLASSES: Final = 8
 """Classes of objects in the table; all are in the JSON."""
 
@@ -59,7 +59,7 @@ async def soak(churn: Churn, seconds: float, output: Output) -> Soaked:
     history = History()
     half: Mapping[str, int] = {}
     peaks: Mapping[str, int] = {}
-    interval = max(0.25, seconds / _SAMPLES)
+    interval = max(0.1, seconds / _SAMPLES)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(churn.run)
         while (now := time.monotonic() - began) < seconds:
