@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 crashes
+.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 crashes recovery soak
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -114,6 +114,15 @@ bench: setup ## every benchmark: each prints one table and writes one JSON
 
 crashes: setup ## kill -9 a real campaign 50 times at random moments, and look what is lost
 	$(BIN)/python -m rollwave.benchmarks.crashes
+
+recovery: setup ## what faults cost, beside a lock-step loop; some minutes
+	$(BIN)/python -m rollwave.benchmarks.recovery
+
+# `make soak MINUTES=5` for a shorter one.
+MINUTES ?= 60
+
+soak: setup ## an hour of churn with faults: whatever grows is named
+	$(BIN)/python -m rollwave.benchmarks.soak --minutes $(MINUTES)
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
