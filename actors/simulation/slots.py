@@ -77,7 +77,7 @@ class Slots(Generic[T]):
         return self._heap[0][0] if self._heap else float("inf")
 
     def pop(self) -> tuple[float, Request[T], Request[T] | None]:
-        """Take out the request that ends next; also when it ends, and who got its slot."""
+        """Take out the request that `due` has just found: when it ends, and who gets its slot."""
         end, _, request = heappop(self._heap)
         request.live = False
         return end, request, self._free(request.replica, end)
