@@ -112,6 +112,13 @@ bench: setup ## every benchmark: each prints one table and writes one JSON
 	@for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m rollwave.benchmarks.$$name; done
 
+PLANS ?= 10000
+SEED ?= 0
+JOBS ?= 2
+
+torture: setup ## PLANS generated fault plans against the real engine, every invariant held to
+	$(BIN)/python -m rollwave.benchmarks.torture --plans $(PLANS) --seed $(SEED) --jobs $(JOBS)
+
 crashes: setup ## kill -9 a real campaign 50 times at random moments, and look what is lost
 	$(BIN)/python -m rollwave.benchmarks.crashes
 

@@ -144,7 +144,7 @@ class Episode:
                 return await self._resume(limit, turns)
             except (_Different, BadSample) as why:
                 self._restarted = str(why)
-                self._turns.clear()
+                self._policy = None  # with whatever tokens it has taken over
                 self._reward = 0.0
                 if self._environment is not None:
                     await self._close(limit)
@@ -172,7 +172,9 @@ class Episode:
             name = f"replay of turn {taken.number} of {self._order.id}"
             limit.stage(name, self._settings.turn_seconds, self._now())
             result = await self._again(taken.turn, taken.number)
+        # Turns and tokens in one step: who is stopped in the middle of a replay has neither.
         self._policy.resume(turns)
+        self._turns = [taken.turn for taken in turns]
         self._resumed = len(turns)
         return result
 
@@ -189,7 +191,6 @@ class Episode:
             result = require_result(await self._environment.step(turn.action))
         if result.reward != turn.reward:
             raise _Different(f"turn {number} earned {result.reward}, not {turn.reward}")
-        self._turns.append(turn)
         self._observation = result.observation
         self._reward += result.reward
         return result

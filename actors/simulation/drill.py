@@ -61,12 +61,6 @@ EVER: Final = 1e7
 _AGAIN: Final = 3
 """Runs of the command beyond those that are struck; the first of them must end it."""
 
-_LIMITS: Final = {
-    "turn_seconds": 30.0,
-    "episode_seconds": 200.0,
-    "swap_seconds": 60.0,
-    "shutdown_seconds": 10.0,
-}
 _WAVE_SECONDS: Final = 3600.0
 
 
@@ -113,7 +107,7 @@ class _Process:
         self._directory = directory
         self._scenario = scenario
         self._schedule = derive(plan.seed, "process", number)
-        self._story = ProcessStory(number)
+        self._story = ProcessStory(number, directory=str(directory))
         self._injector = Injector(plan, process=number)
         self._injector.crash = self._crash
         self._disk = self._injector.disk(QuickDisk())
@@ -206,7 +200,11 @@ class _Process:
                     )
                 )
                 limits = EngineSettings(
-                    concurrency=scenario.concurrency, seed=scenario.seed, **_LIMITS
+                    concurrency=scenario.concurrency,
+                    seed=scenario.seed,
+                    turn_seconds=30.0,
+                    episode_seconds=200.0,
+                    swap_seconds=60.0,
                 )
                 who = source(scenario, first)
                 assert who.make_backend is not None

@@ -234,6 +234,14 @@ def _changed(part: msgspec.Struct) -> list[str]:
     return lines
 
 
+KINDS: Final[tuple[str, ...]] = (
+    *(f"environment.{kind}" for kind in EnvironmentFaults().shares()),
+    *(f"backend.{kind}" for kind in BackendFaults().shares()),
+    *(f"consumer.{kind}" for kind in ConsumerFaults().shares()),
+    *STRIKES,
+)
+"""Every fault that a plan can bring, by boundary and kind."""
+
 PRESETS: Final[Mapping[str, FaultPlan]] = {
     "none": FaultPlan(),
     "one-percent": FaultPlan(

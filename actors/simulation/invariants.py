@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ...engine.codec import encode
-from ...engine.errors import RollwaveError
+from ...engine.errors import DeadlineExceeded, RollwaveError
 from ...engine.seeds import derive
 from ...engine.trajectory import Outcome, Trajectory
 from .scenario import told, words
@@ -44,6 +44,9 @@ def _ends(story: Story, _: Story | None) -> Iterator[str]:
         if process.ended == "stuck":
             yield f"process {process.number} waited beyond every deadline: {process.error!r}"
         yield from (f"process {process.number}: {text}" for text in process.surprises)
+        late = isinstance(process.error, DeadlineExceeded) and not process.struck["clock.jumps"]
+        if late:  # every episode has a shorter deadline of its own, and every stage of it
+            yield f"process {process.number} was late: {process.error}"
         if process.number >= story.plan.processes and process.ended != "done":
             yield (
                 f"process {process.number}, which nothing struck, {process.ended}: "

@@ -40,6 +40,8 @@ class ProcessStory:
     number: int
     ended: Ending = "stuck"
     error: BaseException | None = None
+    directory: str = ""
+    """Where it ran: error texts name it, and it is no part of the story."""
     yielded: list[Trajectory] = field(default_factory=list)
     """What the rollouts gave to who iterated, in order, before any crash."""
     rollouts: list[RolloutStory] = field(default_factory=list)
@@ -81,7 +83,8 @@ class Story:
         """One hash of everything that happened, in order, with its virtual times."""
         events: list[object] = []
         for process in self.processes:
-            events.append((process.number, process.ended, repr(process.error), process.seconds))
+            error = repr(process.error).replace(process.directory, "RUN")
+            events.append((process.number, process.ended, error, process.seconds))
             events += process.yielded
             events += process.confirmed
             events.append((process.steps, sorted(process.struck.items())))

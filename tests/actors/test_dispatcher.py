@@ -27,7 +27,7 @@ from rollwave.engine.errors import FaultKind, RestartLimitExceeded
 from rollwave.engine.permits import Permits
 from rollwave.engine.ref import ActorRef
 from rollwave.engine.system import ActorSystem, ChildSpec
-from rollwave.engine.testing import run_simulated
+from rollwave.engine.testing import crash, run_simulated
 from rollwave.engine.trajectory import Outcome, Trajectory
 from rollwave.envs.registry import resolve
 
@@ -226,6 +226,27 @@ def test_a_dispatcher_that_fails_in_the_middle_goes_on_with_every_rollout() -> N
     for seed in range(5):
         run_simulated(main, seed=seed)
     assert any(cut)
+
+
+def test_a_dispatcher_that_dies_while_it_admits_keeps_no_permit() -> None:
+    async def main(steps: int) -> None:
+        async with opened() as engine, trio.open_nursery() as nursery:
+            records: list[Trajectory] = []
+
+            async def consume() -> None:
+                tasks = engine.tasks(MAZE.id, "train", limit=3)
+                records.extend([t async for t in engine.rollout(tasks, attempts=2)])
+
+            nursery.start_soon(consume)
+            for _ in range(steps):  # until it is at its checkpoint between permit and session
+                await trio.lowlevel.checkpoint()
+            assert crash(engine._dispatcher)
+            await trio.sleep(100)
+            assert len(records) == 6
+            assert engine.permits.statistics().held == 0
+
+    for steps in range(1, 12):
+        run_simulated(main, steps)
 
 
 def test_a_dispatcher_that_always_fails_ends_the_engine() -> None:

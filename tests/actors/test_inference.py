@@ -309,6 +309,34 @@ async def test_swaps_come_one_after_the_other_in_their_order(autojump_clock):
     assert (holder.version, stage.made) == (3, ["base"])
 
 
+@pytest.mark.parametrize("claimed", [0, 2, 7])
+async def test_an_answer_for_a_policy_that_is_not_served_is_refused(autojump_clock, claimed):
+    stage = Stage(seconds=0.1)
+    async with serving(stage) as inference:
+        await inference.ask(SwapWeights(1, "one"), WeightsSwapped)
+        assert (await inference.ask(request("a"), Completion)).policy_version == 1
+        stage.now.policy_version = claimed
+        with pytest.raises(AskFailed, match=f"policy version {claimed}, while 1 was served"):
+            await inference.ask(request("b"), Completion)
+        assert inference.statistics().restarts == 0
+
+
+async def test_an_answer_from_before_a_swap_is_honest(autojump_clock):
+    stage = Stage()
+    async with serving(stage) as inference, trio.open_nursery() as nursery:
+        answers: list[int] = []
+
+        async def ask() -> None:
+            answers.append((await inference.ask(request("a"), Completion)).policy_version)
+
+        nursery.start_soon(ask)
+        await settled()
+        before, done = stage.now.held["a"]
+        await inference.ask(SwapWeights(1, "one"), WeightsSwapped)
+        done(completion(before, 0))
+    assert answers == [0]
+
+
 async def test_a_failed_swap_restarts_with_the_policy_before(autojump_clock):
     stage, holder = Stage(seconds=0.1, broken={"bad"}), PolicyHolder(1, "one")
     async with serving(stage, holder) as inference:

@@ -31,6 +31,7 @@ from rollwave.engine.store import Store
 from rollwave.engine.testing import run_simulated
 from rollwave.engine.trajectory import ChatMessage, Outcome, Trajectory, Turn, Wave
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
+from rollwave.envs.hosting import Hosted, InlineHost
 from rollwave.envs.registry import resolve
 from rollwave.envs.wrappers import Flaky, Trouble, Wrapper
 
@@ -83,6 +84,21 @@ class Unsealable(Disk):
         if path.suffix == ".parquet":
             raise OSError(errno.EIO, "Input/output error")
         super().replace(path, data)
+
+
+class Slow(InlineHost):
+    """Every step takes a second."""
+
+    async def open(self) -> Hosted:
+        inner = await super().open()
+        step = inner.step
+
+        async def slowly(action: str) -> StepResult:
+            await trio.sleep(1.0)
+            return await step(action)
+
+        inner.step = slowly  # type: ignore[method-assign]
+        return inner
 
 
 def play(
@@ -191,6 +207,37 @@ def test_what_cannot_be_rebuilt_begins_anew_and_says_why(
     assert sorted(asked.requests) == sorted(requests)
     assert len([m for m in caplog.messages if "began anew" in m]) == 1  # they are counted
     assert re.search(why, caplog.text)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5])
+def test_who_is_stopped_in_the_middle_of_a_replay_is_no_fault(
+    tmp_path: Path, seconds: float
+) -> None:
+    wave, journal, _ = whole(tokens=True)
+    begun: dict[str, tuple[TurnTaken, ...]] = {}
+    for turn in changed(crashed(tmp_path / "a", journal) / "journal.msgpack"):
+        begun[turn.episode] = (*begun.get(turn.episode, ()), turn)
+
+    async def main() -> list[Trajectory]:
+        async with open_engine(Asked().source(), concurrency=12, seed=5) as engine:
+            engine.use(MAZE, Slow(MAZE.make))
+            rollout = engine.rollout(PLAN.tasks, attempts=2, wave=PLAN.number, resume=begun)
+
+            async def stop() -> None:
+                await trio.sleep(seconds)
+                await engine.cancel(1)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop)
+                return [record async for record in rollout]
+
+    records = run_simulated(main)
+    assert {record.outcome for record in records} == {Outcome.CANCELLED}
+    assert len(records) == len(wave.trajectories)
+    # Two turns are rebuilt, in one step; those without a step in the world take no time.
+    lengths = {len(record.turns) for record in records}
+    assert 1 not in lengths
+    assert (0 in lengths) == (seconds < 2)
 
 
 def test_turns_of_another_seed_and_kept_as_text_are_not_taken_over(tmp_path: Path) -> None:
