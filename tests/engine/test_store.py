@@ -116,7 +116,8 @@ def test_a_failed_seal_leaves_nothing_behind_and_can_be_repeated(
     store: Store, operation: str, number: int
 ) -> None:
     store._disk = FailingDisk(operation, number)
-    with pytest.raises(StorageFailed, match=r"wave-0000\.parquet.*free some space"):
+    hint = {errno.ENOSPC: "free some space", errno.EIO: "check the disk"}.get(number, "permissions")
+    with pytest.raises(StorageFailed, match=rf"wave-0000\.parquet.*{hint}"):
         store.seal(0, 0, [sample()])
     assert list((store.path / "waves").iterdir()) == []
     store._disk = Disk()
