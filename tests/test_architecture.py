@@ -63,6 +63,7 @@ ALLOWED_AT_TOP = {
     "engine/testing.py": {"hypothesis"},
     "envs/laws.py": {"hypothesis"},
     "cli/figures.py": {"matplotlib"},
+    "cli/simulation_figure.py": {"matplotlib"},
     "actors/backends/vllm.py": {"vllm", "torch"},
     "actors/backends/vllm_worker.py": {"vllm", "torch", "safetensors"},
     "actors/backends/transformers.py": {"torch", "transformers"},

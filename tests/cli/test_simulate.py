@@ -127,9 +127,9 @@ def test_what_cannot_be_simulated_is_one_line(
 
 def test_ctrl_c_leaves_a_simulation(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
+    words = ["simulate", "--sessions", "200000", "--turns", "50", "--latency", "bench"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rollwave", "simulate", "--sessions", "200000", "--turns", "50"]
-        + ["--latency", "bench", "--trace", str(trace)],
+        [sys.executable, "-m", "rollwave", *words, "--trace", str(trace)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

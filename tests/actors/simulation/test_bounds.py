@@ -62,7 +62,7 @@ def continuous(draws: Draws, concurrency: int) -> float:
     return max(free)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 30), st.integers(1, 8), st.floats(0.0, 2.0))
 def test_lock_step_is_never_faster_than_continuous_where_slots_are_without_bound(
     seed: int, sessions: int, concurrency: int, sigma: float

@@ -49,7 +49,7 @@ SETTINGS = st.builds(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(SETTINGS)
 def test_a_simulation_is_sound(chosen: SimulationSettings) -> None:
     """Everything is played once; the bound is never beaten; the same again is the same."""
@@ -67,7 +67,7 @@ def test_a_simulation_is_sound(chosen: SimulationSettings) -> None:
     assert simulate(chosen) == replace(result, cpu_seconds=pytest.approx(0, abs=1e9))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(SETTINGS)
 def test_with_a_slot_for_everybody_lock_step_is_never_faster(chosen: SimulationSettings) -> None:
     result = simulate(replace(chosen, replicas=1, batch=0))
@@ -76,7 +76,7 @@ def test_with_a_slot_for_everybody_lock_step_is_never_faster(chosen: SimulationS
     assert result.lock_step_seconds >= result.wall_seconds * (1 - 1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(SETTINGS, st.integers(0, 2**31))
 def test_faults_keep_the_bound_and_the_count(chosen: SimulationSettings, seed: int) -> None:
     plan = FaultPlan(seed=seed, environment=FAULTS.environment, backend=FAULTS.backend)
@@ -91,7 +91,7 @@ def events(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SETTINGS, st.sampled_from([None, FAULTS]))
 def test_the_trace_is_complete(
     tmp_path: Path, chosen: SimulationSettings, plan: FaultPlan | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_a_long_simulation_is_thinned_evenly() -> None:
         timeline.advance(step * 0.01)
         timeline.change(0, step // 1000)
     times = [point.seconds for point in timeline.points]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     assert LIMIT // 4 <= len(times) <= LIMIT
     assert max(gaps) == pytest.approx(min(gaps), rel=1e-6)
     assert times[-1] == pytest.approx(1999.99, abs=max(gaps))
