@@ -59,6 +59,10 @@ class Dialect:
     """`score` is the sum so far; `terminated` pays `reward` only once the episode is over."""
     full_score: float = 1.0
     """The score of a solved task on that server."""
+    success_from: float = 1.0
+    """What an episode that is over has to have earned there to count as solved."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    """Of an episode there."""
     closes: bool = False
     """Whether AgentGym's own server has `/close`. Ours always has."""
     closed: Shape | Literal["flag"] = "flag"
@@ -115,6 +119,7 @@ _ALL: Final = (
         world="maze",
         prefix="/maze",
         task_field="game",
+        reward_range=(-1.0, 1.0),
         extras=MappingProxyType({"available_actions": "available_actions"}),
     ),
     Dialect(
@@ -135,6 +140,8 @@ _ALL: Final = (
         stepped=("observation", "reward", "score", "done"),
         observed=("observation", "reward", "score", "done", "deleted"),
         reward_in="score",
+        success_from=1e-9,  # a solved task earns 1 less its time; nothing else earns anything
+        reward_range=(0.0, 1e6),  # a late success is paid again and again there
         closes=True,
         cleans=True,
     ),
@@ -161,6 +168,8 @@ _ALL: Final = (
         extras=MappingProxyType({"task_description": ("task_description",)}),
         reward_in="score",
         full_score=100.0,
+        success_from=100.0,
+        reward_range=(-100.0, 100.0),
         closes=True,
     ),
     Dialect(

@@ -1,0 +1,170 @@
+"""A world on somebody's AgentGym server as an `EnvSpec`: what a rollout and the laws take.
+
+    spec = remote_spec("http://127.0.0.1:36001", "textcraft", tasks=544)
+
+Prompt, turn limit and action format are those of our world of the same kind, where there
+is one; tasks are only numbers, as many as one is told.
+
+Sessions made by `spec.make` are plain synchronous environments that block (they are for
+the laws, and for threads). The engine plays thousands of them through `AgentGymHost`.
+
+Invariant: both ways make the same calls and read the same answers (`conversation`).
+
+Not here: what the server's task numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from ...engine.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EnvironmentFault,
+    EnvironmentLost,
+    UnknownEnvironment,
+)
+from ...engine.trajectory import ChatMessage
+from ..base import Environment, EnvSpec, StepResult, Task
+from ..registry import resolve
+from .client import ANSWER_SECONDS, address, dialect_named
+from .conversation import Call, Talk, read
+from .dialects import Dialect
+
+T = TypeVar("T")
+
+FAMILY: Final = "agentgym-v1"
+
+
+class RemoteEnvironment(Environment):
+    """One session on a server, synchronous: each call blocks until it is answered."""
+
+    def __init__(
+        self,
+        url: str,
+        dialect: str | Dialect,
+        *,
+        token: str = "",
+        seconds: float = ANSWER_SECONDS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Nothing is sent before the first reset. Arguments as `AgentGymHost`."""
+        self._url, headers = address(url)
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        self._talk = Talk(dialect_named(dialect))
+        self._client = httpx.Client(
+            headers=headers, timeout=seconds, trust_env=False, transport=transport
+        )
+        self._latest: str | None = None
+        self._closed = False
+
+    def reset(self, task: Task, seed: int) -> str:
+        if self._talk.id is None:
+            self._drive(self._talk.open())
+        self._latest = None
+        self._latest = self._drive(self._talk.reset(task.index))
+        return self._latest
+
+    def step(self, action: str) -> StepResult:
+        result = self._drive(self._talk.step(action))
+        self._latest = result.observation
+        return result
+
+    def observation(self) -> str:
+        if self._closed or self._latest is None:
+            raise EnvironmentFault("this session is not on a task")
+        return self._latest
+
+    def available_actions(self) -> Sequence[str]:
+        return tuple(self._drive(self._talk.available()))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        try:
+            if self._talk.id is not None and self._talk.dialect.closes:
+                self._drive(self._talk.close())
+        finally:
+            self._closed = True
+            self._client.close()
+
+    def _drive(self, flow: Generator[Call, Any, T]) -> T:
+        if self._closed:
+            raise EnvironmentFault("this session is closed: make another")
+        try:
+            call = next(flow)
+            while True:
+                call = flow.send(self._ask(call))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def _ask(self, call: Call) -> Any:
+        method = "POST" if call.post else "GET"
+        try:
+            response = self._client.request(method, self._url + call.path, content=call.body)
+        except httpx.TimeoutException as error:
+            raise DeadlineExceeded(f"{self._url}{call.path} was not answered: {error}") from error
+        except httpx.TransportError as error:
+            raise EnvironmentLost(f"{self._url}{call.path}: {error}") from error
+        return read(self._talk.dialect, call, response.status_code, response.content)
+
+
+def remote_spec(
+    url: str,
+    dialect: str | Dialect,
+    *,
+    tasks: int | Sequence[int],
+    id: str = "",
+    prompt: tuple[ChatMessage, ...] | None = None,
+    turn_limit: int = 0,
+    deterministic: bool = False,
+    make: Callable[[], Environment] | None = None,
+) -> EnvSpec:
+    """The spec of a world on a server.
+
+    Args:
+        url: the server's, with the path of the world where it has one.
+        dialect: how it spells its calls.
+        tasks: how many there are, or their numbers; they are all in the split "test".
+        id: of the spec; by default the world's name with the address.
+        prompt: what stands before the first observation; None takes our own world's.
+        turn_limit: 0 takes our own world's.
+        deterministic: the same actions are answered alike, so that an episode can be rebuilt.
+        make: a session; None makes synchronous ones on that server.
+
+    Raises:
+        ConfigError: there is no such dialect, or no task.
+    """
+    spelling = dialect_named(dialect)
+    numbers = range(tasks) if isinstance(tasks, int) else tuple(tasks)
+    if not numbers:
+        raise ConfigError("a world on a server needs at least one task: say how many it has")
+    address(url)
+    like = _like(spelling)
+    if prompt is None:
+        prompt = like.prompt if like else ()
+    return EnvSpec(
+        id=id or f"{spelling.name}-remote-v1?url={url}",
+        make=make or (lambda: RemoteEnvironment(url, spelling)),
+        splits={"test": numbers},
+        prompt=prompt,
+        action_format=like.action_format if like else "react",
+        turn_limit=turn_limit or (like.turn_limit if like else 20),
+        reward_range=spelling.reward_range,
+        cost="thread",
+        deterministic=deterministic,
+        expert_success=0.0,  # there is none to ask
+    )
+
+
+def _like(dialect: Dialect) -> EnvSpec | None:
+    """Our own world of the same kind, where there is one here."""
+    try:
+        return resolve(dialect.world) if dialect.world else None
+    except UnknownEnvironment:
+        return None
