@@ -99,7 +99,7 @@ class Wording:
 
     def opening(self, state: State) -> str:
         """What is said first."""
-        return f"{look(state)}\nYour task is to: {state.game.sentence}."
+        return f"{look(state, first=True)}\nYour task is to: {state.game.sentence}."
 
 
 AGENTGYM: Final = Wording("put {} in/on {}", "You put the {} in/on the {}.", "")
@@ -123,12 +123,13 @@ _ADJECTIVES: Final = {
 }
 
 
-def look(state: State) -> str:
-    """What one sees from here."""
+def look(state: State, *, first: bool = False) -> str:
+    """What one sees from here. From the middle of the room that is everything the first time,
+    and nothing when asked again: so says ALFWorld's grammar."""
     game = state.game
     here = game.at.get(state.place, ())
     if not here:
-        seen = _list([f"a {receptacle.name}" for receptacle in game.receptacles])
+        seen = _list([f"a {receptacle.name}" for receptacle in game.receptacles if first])
         return f"You are in the middle of a room. Looking quickly around you, you see {seen}."
     facing = _list([game.receptacles[r].name for r in here])
     beside = [
