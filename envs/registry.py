@@ -9,7 +9,11 @@ Invariant: equal settings give equal ids, and `resolve(spec.id)` gives the same
 spec again.
 
 A built-in family's module is imported when one of its ids is resolved, not
-before: resolving a maze loads no recipe table.
+before: resolving a maze loads no recipe table. So are the families of other installed
+packages, which name them as entry points:
+
+    [project.entry-points."rollwave.envs"]
+    my-world-v1 = "my_package.world:FAMILY"
 
 Not here: what the options mean (each family's `build`), or sessions.
 """
@@ -18,10 +22,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -38,15 +43,28 @@ BUILT_IN: Final[Mapping[str, str]] = {
 }
 """Id of each built-in family and the package, beside this file, whose `families()` has it."""
 
+GROUP: Final = "rollwave.envs"
+"""Entry points of this group name families of other packages, by id."""
+
 _ID: Final = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*?)-v(?P<version>[1-9][0-9]*)")
+
+
+def _installed() -> Iterable[EntryPoint]:
+    return entry_points(group=GROUP)
 
 
 class Registry:
     """A set of families. The module's functions use one that serves the whole process."""
 
-    def __init__(self, built_in: Mapping[str, str] = BUILT_IN) -> None:
+    def __init__(
+        self,
+        built_in: Mapping[str, str] = BUILT_IN,
+        installed: Callable[[], Iterable[EntryPoint]] = _installed,
+    ) -> None:
         self._built_in = dict(built_in)
         self._families: dict[str, EnvFamily] = {}
+        self._installed = installed
+        self._entries: dict[str, EntryPoint] | None = None  # read when first needed
 
     def register(self, family: EnvFamily) -> None:
         """Add a family. Adding the same object again changes nothing.
@@ -65,11 +83,15 @@ class Registry:
         self._families[family.id] = family
 
     def ids(self) -> list[str]:
-        """All ids, sorted. Imports nothing."""
-        return sorted(self._built_in.keys() | self._families.keys())
+        """All ids, sorted. Imports no family."""
+        return sorted(self._built_in.keys() | self._families.keys() | self._others().keys())
 
     def families(self) -> list[EnvFamily]:
-        """All families by id. Imports every built-in one."""
+        """All families by id. Imports every one.
+
+        Raises:
+            ConfigError: another package's cannot be loaded.
+        """
         return [self._family(id) for id in self.ids()]
 
     def resolve(self, name: str) -> EnvSpec:
@@ -90,7 +112,16 @@ class Registry:
         spec = family.build(id=id, **settled)
         return replace(spec, origin=Origin(spec.make, family.build, id, settled))
 
+    def _others(self) -> Mapping[str, EntryPoint]:
+        """Entry points of other packages by id; a built-in or registered id is not theirs."""
+        if self._entries is None:
+            self._entries = {entry.name: entry for entry in self._installed()}
+        taken = self._built_in.keys() | self._families.keys()
+        return {id: entry for id, entry in self._entries.items() if id not in taken}
+
     def _full_id(self, base: str) -> str:
+        if base in self._built_in or base in self._families:
+            return base  # without looking at other packages
         ids = self.ids()
         if base in ids:
             return base
@@ -107,10 +138,32 @@ class Registry:
         raise UnknownEnvironment(f"no environment {base!r}; {hint}")
 
     def _family(self, id: str) -> EnvFamily:
+        if id not in self._families and id not in self._built_in:
+            self._families[id] = _load(self._others()[id])
         if id not in self._families:
             module = import_module(f".{self._built_in[id]}", __package__)
             self._families.update({family.id: family for family in module.families()})
         return self._families[id]
+
+
+def _load(entry: EntryPoint) -> EnvFamily:
+    """Import another package's family.
+
+    Raises:
+        ConfigError: it cannot be imported, or is not the family that it is named for.
+    """
+    owner = f" of {entry.dist.name}" if entry.dist is not None else ""
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"environment {entry.name}{owner} cannot be loaded from {entry.value}: {error}; "
+            "mend or uninstall that package"
+        ) from error
+    if not isinstance(found, EnvFamily) or found.id != entry.name:
+        what = f"the family {found.id}" if isinstance(found, EnvFamily) else type(found).__name__
+        raise ConfigError(f"environment {entry.name}{owner}: {entry.value} is {what}, not it")
+    return found
 
 
 def _options(family: EnvFamily, query: str) -> dict[str, Option]:

@@ -53,7 +53,7 @@ def test_a_bare_name_is_its_newest_version_by_number() -> None:
         ("maze-gird", "maze-grid-v1"),
         ("textcraft-v9", "textcraft-v1"),
         ("Wordle", "wordle-v1"),
-        ("qqq", "there are: maze-grid-v1"),
+        ("qqq", "there are: .*maze-grid-v1, maze-v1"),
         ("", "there are: "),
     ],
 )
