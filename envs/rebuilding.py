@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from ..engine.errors import EnvironmentLost
+from ..engine.errors import EnvironmentFault, EnvironmentLost
 from .base import StepResult, Task
 from .hosting import Hosted
 
@@ -47,6 +47,7 @@ class Rebuilding(Hosted):
         self._first = ""
         self._steps: list[tuple[str, StepResult]] = []
         self._final: EnvironmentLost | None = None
+        self._closed = False
         self.losses = 0
         """In its own calls, since the reset."""
         self.losses_of_others = 0
@@ -77,6 +78,7 @@ class Rebuilding(Hosted):
         return await self._call(lambda session: session.available_actions())
 
     async def close(self) -> None:
+        self._closed = True
         inner, self._inner = self._inner, None
         if inner is not None:
             try:
@@ -88,12 +90,18 @@ class Rebuilding(Hosted):
                 raise
 
     def abandon(self) -> None:
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         inner, self._inner = self._inner, None
         if inner is not None:
             inner.abandon()
 
     async def _call(self, function: Callable[[Hosted], Awaitable[T]]) -> T:
         while True:
+            if self._closed:
+                raise EnvironmentFault("this session is closed: open another")
             if self._final is not None:
                 raise self._final
             try:
@@ -102,7 +110,7 @@ class Rebuilding(Hosted):
                     session = await self._rebuild()
                 return await function(session)
             except EnvironmentLost as loss:
-                self.abandon()
+                self._drop()
                 self._count(loss)
 
     async def _rebuild(self) -> Hosted:

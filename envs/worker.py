@@ -107,7 +107,7 @@ class WorkerHost(Host):
         self.name: Final = spec.id
         self.limits: Final = limits or spec.workers
         self.load: Final = Load(tuple(sys.path), pack(spec))
-        self.processes: Final = self.limits.workers or len(os.sched_getaffinity(0))
+        self.processes: Final = self.limits.workers or _cores()
         """At most, beside those that are being replaced."""
         self._owner = owner
         self._replay = spec.deterministic
@@ -183,7 +183,10 @@ class WorkerHost(Host):
         draining = sum(worker.draining for worker in self._workers)
         room = len(self._slots) - draining < self.processes
         if room and (best is None or best.load > 0):
-            self._start_worker(self._pool)
+            try:
+                self._start_worker(self._pool)
+            except ActorDead:
+                return None  # it is ending, and `_pool_ended` will say why
             best = self._least()
         return best
 
@@ -204,7 +207,10 @@ class WorkerHost(Host):
             Restart.TEMPORARY,
             stop_timeout=_STOP_SECONDS * 2,
         )
-        self._start(supervisor, child, self._pool_ended)
+        try:
+            supervisor.start_child_nowait(child, on_exit=self._pool_ended)
+        except ActorDead as error:
+            raise EnvironmentFault(f"no worker for {self.name}: the engine is closing") from error
         self._starting = True
 
     def _adopt(self, pool: Supervisor) -> None:
@@ -228,23 +234,18 @@ class WorkerHost(Host):
     def _start_worker(self, pool: Supervisor) -> None:
         name = f"worker-{next(self._names)}"
         child = ChildSpec(name, self._make, Restart.TRANSIENT, stop_timeout=_STOP_SECONDS)
-        self._start(pool, child, self._worker_ended)
+        pool.start_child_nowait(child, on_exit=self._worker_ended)
         self._slots.add(name)
 
     def _make(self) -> Worker:
         worker = Worker(self)
         self._workers.append(worker)
+        self.changed()
         return worker
 
     def _worker_ended(self, end: Exit) -> None:
         self._slots.discard(end.name)
         self.changed()
-
-    def _start(self, above: Supervisor, child: ChildSpec, on_exit: Callable[[Exit], None]) -> None:
-        try:
-            above.start_child_nowait(child, on_exit=on_exit)
-        except ActorDead as error:
-            raise EnvironmentFault(f"no worker for {self.name}: the engine is closing") from error
 
     # -- what workers tell ----------------------------------------------------
 
@@ -269,3 +270,10 @@ class WorkerHost(Host):
         """Let those that wait for a worker look again."""
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -123,6 +123,11 @@ class Worker(Actor):
         """Of its process; 0 before it has one."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether its process is in a session's call."""
+        return self._process is not None and self._process.progress().session != 0
+
     async def up(self) -> bool:
         """Wait until it takes calls; False if it ended instead."""
         await self._up.wait()
