@@ -42,7 +42,7 @@ def _levels(axes: Sequence[Any], result: Simulated) -> None:
     times = [point.seconds for point in result.timeline]
     slots = result.replicas * result.batch
     running = [100 * p.running / slots if slots else p.running for p in result.timeline]
-    levels = (
+    levels: tuple[tuple[str, Sequence[float], str], ...] = (
         ("sessions live", [point.live for point in result.timeline], _BLUE),
         ("requests waiting", [point.waiting for point in result.timeline], _RED),
         ("batch fill, %" if slots else "requests running", running, _GREEN),
