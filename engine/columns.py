@@ -21,6 +21,7 @@ import types
 from array import array
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -132,6 +133,7 @@ def _field(name: str, hint: Any) -> Any:
     return pa.field(name, kind, nullable=nullable)
 
 
+@cache  # resolving them takes longer than a small table, and their number is that of the classes
 def _hints(record: type[Message]) -> dict[str, Any]:
     """Give the resolved type of every stored field, in order."""
     hints = get_type_hints(record)

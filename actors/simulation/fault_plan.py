@@ -177,10 +177,8 @@ class FaultPlan(_Part, frozen=True):
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{name} is not TOML: {error}") from None
         except msgspec.ValidationError as error:
-            raise ConfigError(
-                f"{name}: {error}; the sections are environment, backend, consumer and "
-                f"[[strike]], whose kinds are {', '.join(STRIKES)}"
-            ) from None
+            known = ", ".join(STRIKES if ".kind" in str(error) else cls.__struct_fields__)
+            raise ConfigError(f"{name}: {error}; there are {known}") from None
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
 
