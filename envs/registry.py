@@ -35,6 +35,7 @@ from .base import EnvFamily, EnvSpec, Option, Origin
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "alfworld-v1": "alfworld",
+    "babyai-v1": "babyai",
     "maze-grid-v1": "maze",
     "maze-v1": "maze",
     "textcraft-v1": "textcraft",
