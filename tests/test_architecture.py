@@ -62,6 +62,7 @@ HEAVY = {
 ALLOWED_AT_TOP = {
     "engine/testing.py": {"hypothesis"},
     "envs/laws.py": {"hypothesis"},
+    "actors/simulation/strategies.py": {"hypothesis"},
     "cli/figures.py": {"matplotlib"},
     "cli/simulation_figure.py": {"matplotlib"},
     "actors/backends/vllm.py": {"vllm", "torch"},
