@@ -67,6 +67,7 @@ _FREE: Final = frozenset(
     {
         "run.out",
         "run.concurrency",
+        "run.workers",
         "run.threads",
         "run.turn_seconds",
         "run.episode_seconds",
@@ -226,6 +227,7 @@ class _Campaign:
         run = self.config.run
         return EngineSettings(
             concurrency=run.concurrency,
+            workers=run.workers,
             seed=run.seed,
             turn_seconds=run.turn_seconds,
             episode_seconds=run.episode_seconds,

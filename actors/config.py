@@ -39,6 +39,8 @@ class RunSection(_Section, frozen=True):
     seed: int = 0
     concurrency: int = 128
     """Live sessions at most."""
+    workers: int = 0
+    """Worker processes to run the environment in; 0 = where it says itself."""
     turn_seconds: float = 120.0
     """Deadline of one turn: completion and step."""
     episode_seconds: float = 3600.0
@@ -240,6 +242,7 @@ def _check(config: CampaignConfig, name: str) -> None:
         "stop.patience": config.stop.patience,
     }
     not_negative = {
+        "run.workers": config.run.workers,
         "environment.turn_limit": config.environment.turn_limit,
         "inference.context": config.inference.context,
         "experts.first": config.experts.first,

@@ -37,7 +37,7 @@ from ..engine.ref import ActorRef, ActorStatistics
 from ..engine.supervisor import ChildSpec, LifecycleEvent
 from ..engine.system import ActorSystem
 from ..engine.trajectory import Trajectory
-from ..envs.base import Cost, EnvSpec, Task
+from ..envs.base import EnvSpec, Task
 from ..envs.formats import get_format
 from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
 from ..envs.registry import resolve
@@ -70,10 +70,9 @@ class EngineSettings:
     swap_seconds: float = PUBLISH_SECONDS
     """Of a weight swap: running requests end, the weights are loaded."""
     shutdown_seconds: float = 10.0
-    cost: Cost | None = None
-    """Where sessions run, whatever their environments say (`EnvSpec.cost`)."""
     workers: int = 0
-    """Worker processes of each environment at most; 0 = as the environment says."""
+    """Run each environment in this many worker processes; 0 = where, and in as many, as the
+    environment says (`EnvSpec.cost`)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the key."""
@@ -157,7 +156,7 @@ class Engine:
         return self._hosts[spec.id]
 
     def _new_host(self, spec: EnvSpec) -> Host:
-        cost = self.settings.cost or spec.cost
+        cost = "worker" if self.settings.workers else spec.cost
         if cost == "inline" or (cost == "worker" and simulated()):  # processes take real time
             return InlineHost(spec.make)
         if cost == "thread":

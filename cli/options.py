@@ -60,6 +60,14 @@ Temperature = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens a turn may take.")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Live sessions at most.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Run environments in this many worker processes each; 0 = as each says itself.",
+    ),
+]
 TurnLimit = Annotated[
     int,
     typer.Option("--turn-limit", min=0, help="Turns an episode may take; 0 = the environment's."),

@@ -45,6 +45,7 @@ class PlayOptions:
     temperature: float
     max_tokens: int
     concurrency: int
+    workers: int = 0
     turn_limit: int
     turn_seconds: float
     episode_seconds: float
@@ -122,6 +123,7 @@ def play(options: PlayOptions, output: Output, title: str) -> Played:
         seed=options.seed,
         turn_seconds=options.turn_seconds,
         episode_seconds=options.episode_seconds,
+        workers=options.workers,
     )
     plan = WavePlan(
         number=0,

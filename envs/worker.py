@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -82,10 +83,17 @@ class Owner:
     def __init__(self) -> None:
         self.supervisor: Supervisor | None = None
         """Set once its actor has started."""
+        self._named: Counter[str] = Counter()
 
     def actor(self) -> Actor:
         """The actor to start, before those that play episodes: it then ends after them."""
         return Keeper(self._adopt)
+
+    def name(self, env: str) -> str:
+        """For the workers of an environment, of which there may be several hosts."""
+        self._named[env] += 1
+        number = self._named[env]
+        return f"workers of {env}" + (f" ({number})" if number > 1 else "")
 
     def _adopt(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -202,7 +210,7 @@ class WorkerHost(Host):
         if supervisor is None:
             raise EnvironmentFault(f"no workers for {self.name}: the engine has not started")
         child = ChildSpec(
-            f"workers of {self.name}",
+            self._owner.name(self.name),
             lambda: Keeper(self._adopt, INTENSITY, BACKOFF),
             Restart.TEMPORARY,
             stop_timeout=_STOP_SECONDS * 2,

@@ -292,6 +292,14 @@ async def test_what_cannot_be_imported_there_is_refused_clearly(
                 await host.open()
 
 
+async def test_two_hosts_of_one_environment(troubled: Any, open_host: Any) -> None:
+    """As when an engine is given another spec for an id while sessions of the first live."""
+    async with open_host(troubled.spec()) as first:
+        second = WorkerHost(first._owner, troubled.spec(), WorkerLimits(workers=1))
+        sessions = [await begun(first), await begun(second)]
+        assert len({(await session.step("pid")).observation for session in sessions}) == 2
+
+
 async def test_no_owner_no_worker(troubled: Any) -> None:
     with pytest.raises(EnvironmentFault, match="the engine has not started"):
         await WorkerHost(Owner(), troubled.spec()).open()
