@@ -164,6 +164,11 @@ class Row:
     """Median and worst, in simulated seconds; None where nothing died."""
     deaths: int
 
+    @property
+    def stops(self) -> bool:
+        """Whether a campaign would give this wave up."""
+        return self.faulted.median > STOP_SHARE
+
 
 def summarise(runs: Iterable[Played]) -> list[Row]:
     """Compare each run with its own seed's undisturbed one."""
@@ -227,7 +232,7 @@ def show(rows: Sequence[Row], output: Output) -> None:
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as plain data, with whether a campaign would have gone on."""
-    return [asdict(row) | {"campaign_stops": row.faulted.median > STOP_SHARE} for row in rows]
+    return [asdict(row) | {"campaign_stops": row.stops} for row in rows]
 
 
 def main() -> int:

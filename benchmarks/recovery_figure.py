@@ -55,7 +55,9 @@ def draw_recovery(rows: Sequence[Row], path: Path) -> Path:
     bias.set_title("reward bias", fontsize=10)
     bias.set_ylabel("mean reward given to the learner,\nminus that of the undisturbed run")
     bias.axhline(0, color="0.6", linewidth=0.8)
+    _stops(bias, [row for row in rows if row.loop == LOOPS[0]], rates)
     for axes in (goodput, recovery, bias):
+        axes.set_xlim(-0.25, len(rates) - 0.75)
         axes.set_xlabel("turns struck by a fault, %")
         axes.set_xticks(range(len(rates)), [f"{100 * rate:g}" for rate in rates])
         axes.grid(visible=True, alpha=0.3)
@@ -87,6 +89,19 @@ def _lines(axes: Axes, rows: Sequence[Row], style: _Style, of: Callable[[Row], S
         linestyle=line,
         capsize=2.5,
     )
+
+
+def _stops(axes: Axes, rows: Sequence[Row], rates: Sequence[float]) -> None:
+    """Shade where a campaign would not learn at all, but stop."""
+    stopped = [rates.index(row.rate) for row in rows if row.stops]
+    if stopped:
+        axes.axvspan(min(stopped) - 0.5, len(rates), color="0.93", zorder=0)
+        axes.annotate(
+            "our campaigns\nstop here,\nby default",
+            (min(stopped) - 0.4, 0.03),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+        )
 
 
 def _recoveries(axes: Axes, rows: Sequence[Row], rates: Sequence[float], style: _Style) -> None:

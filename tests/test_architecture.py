@@ -65,6 +65,8 @@ ALLOWED_AT_TOP = {
     "actors/simulation/strategies.py": {"hypothesis"},
     "cli/figures.py": {"matplotlib"},
     "cli/simulation_figure.py": {"matplotlib"},
+    "benchmarks/recovery_figure.py": {"matplotlib"},
+    "benchmarks/soak_figure.py": {"matplotlib"},
     "actors/backends/vllm.py": {"vllm", "torch"},
     "actors/backends/vllm_worker.py": {"vllm", "torch", "safetensors"},
     "actors/backends/transformers.py": {"torch", "transformers"},
