@@ -14,42 +14,19 @@ from __future__ import annotations
 from typing import Final
 
 from ...engine.errors import ConfigError
-from ...engine.trajectory import ChatMessage
 from ..base import EnvFamily, EnvSpec
 from .environment import AlfWorld
+from .prompts import prompt
 from .tasks import SPLITS, numbered
 from .wording import WORDINGS
 
-__all__ = ["AlfWorld", "families", "prompt"]
+__all__ = ["AlfWorld", "families"]
 
 _TURN_LIMIT: Final = 30
 """As AgentGym's evaluation scripts; the environment's own limit is 50."""
 
 _SEARCH_SUCCESS: Final = 0.95
 """Of the 3,120 tasks the searcher solves 96.25 % within 30 turns; the rest take it longer."""
-
-
-def prompt(put: str) -> tuple[ChatMessage, ...]:
-    """What stands before the first observation. `put` is the wording of that command."""
-    return (
-        ChatMessage(
-            "user",
-            "You are in a room of a house and have a task there. First you are told what the "
-            "room holds and what the task is; then, turn by turn, you say one command and are "
-            "told what came of it. You can carry one thing. To see what lies in or on something "
-            "you have to go there, and to open it if it is closed.\n\n"
-            "Commands, with the names and numbers that you were told:\n"
-            "go to <place>\nopen <place>\nclose <place>\ntake <thing> from <place>\n"
-            f"{put.format('<thing>', '<place>')}\n"
-            "heat <thing> with <microwave>\ncool <thing> with <fridge>\n"
-            "clean <thing> with <sinkbasin>\nslice <thing> with <knife>\nuse <lamp>\n"
-            "examine <thing or place>\ninventory\nlook\n"
-            'Whatever cannot be done is answered "Nothing happens."\n\n'
-            "Your answer has this format:\nThought:\n<your thought>\n\n"
-            "Action:\n<your command>",
-        ),
-        ChatMessage("assistant", "I will do the task, one command at a time.", False),
-    )
 
 
 def _build(*, id: str, wording: str, actions: str, expert: str) -> EnvSpec:
@@ -65,7 +42,7 @@ def _build(*, id: str, wording: str, actions: str, expert: str) -> EnvSpec:
         id=id,
         make=lambda: AlfWorld(numbered, spoken, show=actions, knows=knows),
         splits=SPLITS,
-        prompt=prompt(spoken.put),
+        prompt=prompt(spoken),
         turn_limit=_TURN_LIMIT,
         expert_success=1.0 if knows else _SEARCH_SUCCESS,
     )

@@ -68,7 +68,7 @@ class Goal:
 
 @dataclass(frozen=True, eq=False)
 class Game:
-    """A furnished room with a goal. Compared by identity; `key` says what is equal."""
+    """A furnished room with a goal. Compared by identity."""
 
     receptacles: tuple[Receptacle, ...]
     things: tuple[Thing, ...]

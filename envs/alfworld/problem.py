@@ -1,38 +1,20 @@
 """Games as planning problems: the PDDL text that alfworld's own engine plays.
 
-`write` gives the problem of a game, `read` the game of a problem. They are how a game is
-played on both engines, and how published games are read.
+Invariant: `reading.read(write(game))` is the same game, text for text.
 
-A problem is data: it is cut into words and brackets and looked at, never run. What a file
-may hold is limited, and whatever is not understood is one ConfigError.
-
-Invariant: `read(write(game))` is the same game, text for text.
-
-Not here: files (`gamefile`), and the domain, which is alfworld's.
+Not here: reading problems (`reading`), and the domain, which is alfworld's.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ...engine.errors import ConfigError
-from .game import NOWHERE, Game, Goal, Receptacle, Thing, kind_of, mangled, names, unmangled
+from .game import NOWHERE, Game, Goal, mangled
 from .rules import KNIVES, TREATED
-from .tables import Kind
 
-MAX_CHARACTERS: Final = 4_000_000
-"""Longest problem accepted; the published ones have some 100,000."""
-MAX_DEPTH: Final = 64
-_MAX_NAMES: Final = 5_000
-
-Node = str | list["Node"]
-"""A word, or what stands in brackets."""
-
-_FLAGS: Final = ("heatable", "coolable", "cleanable", "toggleable", "sliceable")
-_STATE: Final = ("isHot", "isCool", "isClean", "isToggled", "isSliced")
+FLAGS: Final = ("heatable", "coolable", "cleanable", "toggleable", "sliceable")
+"""What can be done to a thing, in the words of the domain and of `Thing`."""
 
 
 def write(game: Game, *, name: str = "rollwave") -> str:
@@ -88,16 +70,19 @@ def _facts(game: Game) -> Iterator[str]:
     for kind, things in sorted(game.holds.items()):
         for thing in sorted(things):
             yield f"(canContain {kind}Type {thing}Type)"
+    ids = {t.name: t.id for t in game.things}
     for t in game.things:
         id = mangled(t.id)
         yield f"(objectType {id} {t.kind}Type)"
         if t.takeable:
             yield f"(pickupable {id})"
-        for flag in _FLAGS:
+        for flag in FLAGS:
             if getattr(t, flag):
                 yield f"({flag} {id})"
         if t.container:
             yield f"(isReceptacleObject {id})"
+        for name in t.inside:
+            yield f"(inReceptacleObject {mangled(ids[name])} {id})"
         if t.start != NOWHERE:
             receptacle = game.receptacles[t.start]
             yield f"(inReceptacle {id} {mangled(receptacle.id)})"
@@ -136,198 +121,3 @@ def _goal(goal: Goal) -> str:
         able, done = _TREATED.get(goal.kind, ("", ""))
         inner = _PLACED.format(able, goal.thing, goal.target, done)
     return f"(and {inner})"
-
-
-class _Facts:
-    """The facts of a problem, by predicate in lower case."""
-
-    def __init__(self, nodes: list[Node]) -> None:
-        self._by: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-        for node in nodes:
-            words = [node] if isinstance(node, str) else node
-            if not words or not isinstance(words[0], str):
-                raise ConfigError("a fact of the problem does not begin with a word")
-            if words[0] == "=":  # distances and costs
-                continue
-            if not all(isinstance(word, str) for word in words):
-                raise ConfigError(f"the fact {words[0]!r:.60} of the problem is not plain")
-            first, *rest = (str(word) for word in words)
-            self._by[first.lower()].append(tuple(rest))
-
-    def one(self, name: str) -> set[str]:
-        """What a predicate of one argument holds of."""
-        return {self._argument(name, fact, 1)[0] for fact in self._by[name.lower()]}
-
-    def pairs(self, name: str) -> list[tuple[str, str]]:
-        """What a predicate of two arguments holds of, without repeats."""
-        found = [self._argument(name, fact, 2) for fact in self._by[name.lower()]]
-        return list(dict.fromkeys((one, two) for one, two in found))
-
-    def mapping(self, name: str) -> dict[str, str]:
-        """As `pairs`, where the first argument may have one partner only."""
-        found = dict(self.pairs(name))
-        if len(found) != len(self.pairs(name)):
-            twice = next(one for one, two in self.pairs(name) if found[one] != two)
-            raise ConfigError(f"the problem says {name} of {unmangled(twice)!r:.80} twice")
-        return found
-
-    @staticmethod
-    def _argument(name: str, fact: tuple[str, ...], count: int) -> tuple[str, ...]:
-        if len(fact) != count:
-            raise ConfigError(f"{name} takes {count} arguments in a problem, not {len(fact)}")
-        return fact
-
-
-def read(text: str, sentence: str) -> Game:
-    """The game of a problem.
-
-    Args:
-        text: the problem, as in `initial_state.pddl`.
-        sentence: the goal in words, which problems do not have.
-
-    Raises:
-        ConfigError: the text is no problem of this domain, or of a type of task that
-            ALFWorld itself leaves out.
-    """
-    sections = _sections(text)
-    facts = _Facts(sections[":init"])
-    types = facts.mapping("receptacleType")
-    at = facts.mapping("receptacleAtLocation")
-    if not at or at.keys() - types.keys():
-        raise ConfigError("the problem has no receptacles, or receptacles without a type or place")
-    receptacle_ids = sorted(at, key=str.lower)
-    things = facts.mapping("objectType")
-    thing_ids = sorted(things, key=str.lower)
-    if len(receptacle_ids) + len(thing_ids) > _MAX_NAMES:
-        raise ConfigError(f"the problem has more than {_MAX_NAMES} things")
-    for flag in _STATE:
-        if facts.one(flag):
-            raise ConfigError(f"the problem begins with {flag} of something: it is not supported")
-    if facts.pairs("holds"):
-        raise ConfigError("the agent of the problem begins with something in its hand")
-    places = {place: n for n, place in enumerate(sorted(set(at.values()), key=str.lower))}
-    number = {id: n for n, id in enumerate(receptacle_ids)}
-    spoken = dict(zip(thing_ids, _names(thing_ids), strict=True))
-    openable, opened = facts.one("openable"), facts.one("opened")
-    inside: dict[str, list[str]] = defaultdict(list)
-    for inner, outer in facts.pairs("inReceptacleObject"):
-        inside[outer].append(spoken.get(inner, ""))
-    receptacles = tuple(
-        Receptacle(unmangled(id), name, _kind(types[id]), places[at[id]], id in openable)
-        for id, name in zip(receptacle_ids, _names(receptacle_ids), strict=True)
-    )
-    located = facts.mapping("inReceptacle")
-    if unknown := located.keys() - things.keys() or set(located.values()) - number.keys():
-        raise ConfigError(f"{unmangled(min(unknown))!r:.80} lies somewhere, but has no type")
-    flags = {flag: facts.one(flag) for flag in (*_FLAGS, "pickupable", "isReceptacleObject")}
-    holds: dict[str, set[str]] = defaultdict(set)
-    for receptacle, thing in facts.pairs("canContain"):
-        holds[_kind(receptacle)].add(_kind(thing))
-    agent = dict(facts.pairs("atLocation"))
-    if len(agent) != 1:
-        raise ConfigError("the problem does not say where its one agent is")
-    return Game(
-        receptacles,
-        tuple(
-            Thing(
-                unmangled(id),
-                spoken[id],
-                _kind(things[id]),
-                number[located[id]] if id in located else NOWHERE,
-                takeable=id in flags["pickupable"],
-                **{flag: id in flags[flag] for flag in _FLAGS},
-                container=id in flags["isReceptacleObject"],
-                inside=tuple(inside[id]),
-            )
-            for id in thing_ids
-        ),
-        _read_goal(sections[":goal"]),
-        sentence,
-        {kind: frozenset(kinds) for kind, kinds in holds.items()},
-        frozenset(number[id] for id in opened & number.keys()),
-        places.get(next(iter(agent.values())), NOWHERE),
-    )
-
-
-def _names(ids: list[str]) -> list[str]:
-    return names([unmangled(id) for id in ids])
-
-
-def _kind(name: str) -> str:
-    """AppleType or appletype → apple."""
-    return name.lower().removesuffix("type")
-
-
-def _read_goal(nodes: list[Node]) -> Goal:
-    """Tell the six types of task apart by what their goals speak of."""
-    facts: dict[str, list[list[str]]] = defaultdict(list)
-    waiting: list[Node] = list(nodes)
-    while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, list):
-            words = [word for word in node if isinstance(word, str)]
-            if words and len(words) == len(node):
-                facts[words[0].lower()].append(words[1:])
-            waiting += [part for part in node if isinstance(part, list)]
-    variables = {words[0]: _kind(words[-1]) for words in facts["objecttype"] if len(words) == 2}
-    targets = {_kind(words[-1]) for words in facts["receptacletype"] if words}
-    if {"sliceable", "inreceptacleobject"} & facts.keys():
-        raise ConfigError("the goal wants slices or movable receptacles: ALFWorld leaves these out")
-    if "istoggled" in facts:
-        lamp = {words[0] for words in facts["istoggled"] if words}
-        lamps = {kind for name, kind in variables.items() if name in lamp}
-        wanted = {kind for name, kind in variables.items() if name not in lamp}
-        return _settled("look", wanted, lamps)
-    for kind, done in (("heat", "ishot"), ("cool", "iscool"), ("clean", "isclean")):
-        if done in facts:
-            return _settled(kind, set(variables.values()), targets)  # type: ignore[arg-type]
-    kind_: Kind = "two" if len(facts["inreceptacle"]) == 2 else "place"
-    return _settled(kind_, set(variables.values()), targets)
-
-
-def _settled(kind: Kind, things: set[str], targets: set[str]) -> Goal:
-    if len(things) != 1 or len(targets) != 1:
-        raise ConfigError("the goal of the problem is none of the six types of task")
-    return Goal(kind, things.pop(), targets.pop())
-
-
-_WORD: Final = re.compile(r"[()]|[^\s()]+")
-
-
-def _sections(text: str) -> dict[str, list[Node]]:
-    """The parts of a problem by name, without their names."""
-    if len(text) > MAX_CHARACTERS:
-        raise ConfigError(f"a problem has at most {MAX_CHARACTERS} characters, not {len(text)}")
-    found: dict[str, list[Node]] = {}
-    for node in _tree(text)[1:]:
-        if isinstance(node, list) and node and isinstance(node[0], str):
-            found[node[0].lower()] = node[1:]
-    if missing := {":init", ":goal"} - found.keys():
-        raise ConfigError(f"not a planning problem: it has no {min(missing)}")
-    return found
-
-
-def _tree(text: str) -> list[Node]:
-    """Brackets to lists."""
-    lines = (line.partition(";")[0] for line in text.splitlines())
-    stack: list[list[Node]] = [[]]
-    for match in _WORD.finditer("\n".join(lines)):
-        word = match[0]
-        if word == "(":
-            if len(stack) > MAX_DEPTH:
-                raise ConfigError(f"the brackets of the problem are deeper than {MAX_DEPTH}")
-            opened: list[Node] = []
-            stack[-1].append(opened)
-            stack.append(opened)
-        elif word == ")":
-            if len(stack) == 1:
-                raise ConfigError("the problem closes a bracket that was not opened")
-            stack.pop()
-        else:
-            stack[-1].append(word)
-    if len(stack) != 1 or len(stack[0]) != 1 or isinstance(stack[0][0], str):
-        raise ConfigError("not a planning problem: its brackets do not match")
-    return stack[0][0]
-
-
-__all__ = ["MAX_CHARACTERS", "kind_of", "read", "write"]
