@@ -241,7 +241,13 @@ class WorkerHost(Host):
 
     def _start_worker(self, pool: Supervisor) -> None:
         name = f"worker-{next(self._names)}"
-        child = ChildSpec(name, self._make, Restart.TRANSIENT, stop_timeout=_STOP_SECONDS)
+        child = ChildSpec(
+            name,
+            self._make,
+            Restart.TRANSIENT,
+            stop_timeout=_STOP_SECONDS,
+            start_timeout=self.limits.start_seconds,
+        )
         pool.start_child_nowait(child, on_exit=self._worker_ended)
         self._slots.add(name)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,23 @@ async def test_the_pause_after_giving_up_has_an_end(
                 assert "given up" in str(error)  # noqa: PT017
         assert (await session.step("count")).reward == 0.25
     assert (tmp_path / "broken").exists()
+
+
+class Slow(Poison):
+    """Takes for ever to import."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return time.sleep, (1e6,)
+
+
+async def test_a_world_that_is_never_imported_is_given_up(
+    troubled: Any, open_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "INTENSITY", worker_module.RestartIntensity(0, 60.0))
+    async with open_host(troubled.spec(make=Slow()), start_seconds=0.3) as host:
+        with pytest.raises(EnvironmentFault, match=r"the start of .*took longer than 0.3 s"):
+            await host.open()
+        assert host.workers == ()
 
 
 async def test_what_cannot_be_imported_there_is_refused_clearly(
