@@ -27,7 +27,7 @@ from typing import Final
 import trio
 
 from ..engine.clock import rolling_deadline
-from ..engine.errors import BadSample, EnvironmentFault, FaultKind, classify
+from ..engine.errors import ActorDead, BadSample, EnvironmentFault, FaultKind, classify
 from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
 from ..envs.answers import require_result, require_text
 from ..envs.base import EnvSpec, StepResult
@@ -95,6 +95,10 @@ class Episode:
                 self._settings.live[self._order.id] = limit
                 await self._run(limit)
                 await self._close(limit)
+        except ActorDead:
+            # Who answers is gone for good, so the engine is ending: the episode is cancelled
+            # with it, and the next run plays it. A fault would be kept as its result.
+            self._outcome = Outcome.CANCELLED
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the boundary: faults become data)
             # SystemExit too: worlds written as scripts call sys.exit.
             kind, text = classify(error, unknown=self._stage)

@@ -47,6 +47,8 @@ def random_plan(seed: int) -> FaultPlan:
     worldly = chance.random() < 0.5
     kinds = [kind for kind in get_args(StrikeKind) if worldly or kind not in _CHANGING]
     strikes = tuple(_strike(chance, chance.choice(kinds)) for _ in range(_few(chance)))
+    if chance.random() < 0.1:
+        strikes += _row(chance)
     environment, backend, consumer = EnvironmentFaults(), BackendFaults(), ConsumerFaults()
     if worldly and chance.random() < 0.6:
         environment = EnvironmentFaults(**_shares(chance, EnvironmentFaults))
@@ -81,6 +83,20 @@ def _strike(chance: Random, kind: StrikeKind) -> Strike:
         lasts = chance.choice((1, 25, 1000))
     process = chance.choice((0, 0, 0, 1, 2))
     return Strike(kind=kind, at=at, process=process, lasts=lasts)
+
+
+def _row(chance: Random) -> tuple[Strike, ...]:
+    """Deaths of one actor, one after the other: as many as make its supervisor give up."""
+    kinds: tuple[StrikeKind, ...] = (
+        "backend.dies",
+        "inference.dies",
+        "collector.dies",
+        "dispatcher.dies",
+    )
+    kind = chance.choice(kinds)
+    first, apart = chance.randrange(reach(kind)), chance.choice((1, 2, 5, 20))
+    times = range(first, first + apart * chance.choice((4, 6, 8)), apart)
+    return tuple(Strike(kind=kind, at=at) for at in times)
 
 
 def _shares(chance: Random, section: type[EnvironmentFaults | BackendFaults]) -> dict[str, float]:

@@ -20,10 +20,12 @@ from rollwave.actors.protocol import Generate
 from rollwave.actors.turnlog import read_progress
 from rollwave.actors.waves import WavePlan, play_wave, require_settings
 from rollwave.engine.disk import Disk
-from rollwave.engine.errors import ConfigError, StorageFailed, StoreError
+from rollwave.engine.errors import ConfigError, RestartLimitExceeded, StorageFailed, StoreError
+from rollwave.engine.incarnation import sole
 from rollwave.engine.journal import Journal
+from rollwave.engine.ref import ActorRef
 from rollwave.engine.store import Store
-from rollwave.engine.testing import run_simulated
+from rollwave.engine.testing import crash, run_simulated
 from rollwave.engine.trajectory import Outcome, Trajectory, Wave
 from rollwave.envs.base import StepResult
 from rollwave.envs.registry import resolve
@@ -247,3 +249,37 @@ def test_a_fault_counts_as_a_result_of_the_wave(tmp_path: Path) -> None:
     wave = run_simulated(main)
     assert {t.outcome for t in wave.trajectories} == {Outcome.FAULT}
     assert len(wave.trajectories) == 24
+
+
+def test_an_engine_that_gives_up_makes_no_fault_of_what_was_live(tmp_path: Path) -> None:
+    slow = dataclasses.replace(
+        SCRIPTED,
+        make_backend=lambda _v, _p: ScriptedBackend(
+            ConstantLatency(1.0), answer=wander, takes_tokens=False
+        ),
+    )
+
+    async def main() -> None:
+        with Store.open(tmp_path / "run") as store:
+            async with trio.open_nursery() as nursery:
+
+                async def kill(inference: ActorRef) -> None:
+                    for _ in range(6):  # one more than its supervisor grants
+                        await trio.sleep(2.1)
+                        assert crash(inference)
+
+                async with open_engine(slow, concurrency=4, seed=11) as engine:
+                    assert engine.inference is not None
+                    nursery.start_soon(kill, engine.inference)
+                    await play_wave(engine, store, PLAN)
+
+    with pytest.raises(ExceptionGroup) as error:
+        run_simulated(main)
+    assert isinstance(sole(error.value), RestartLimitExceeded)
+    ended, begun = read_progress(tmp_path / "run" / "journal.msgpack")
+    assert not any(record.outcome is Outcome.FAULT for record in ended.values())
+    assert begun  # they go on where they were
+    whole, again = play(tmp_path / "whole"), play(tmp_path / "run")
+    assert [(t.id, t.outcome, t.reward) for t in again.trajectories] == [
+        (t.id, t.outcome, t.reward) for t in whole.trajectories
+    ]
