@@ -6,8 +6,8 @@ how each world takes them up), and our own, of a sealed wave or a run.
 What counts: each observation the agent saw is one comparison of text with text, the first
 included; a last answer that is not published is not compared. The reward of an episode is
 compared once. Published files rarely have rewards: AgentTraj keeps successful episodes only,
-so where an item has none, 1 is expected, and the world must have ended the episode on the
-last published action.
+so where an item has none, what solved episodes earn is expected (1; in BabyAI more than
+half), and the world must have ended the episode on the last published action.
 
 Invariant: a report's counts add up: each observation and each reward that is not equal has
 a `Difference`, in the order of the file; one of kind TASK stands for all of its episode.
@@ -99,7 +99,8 @@ class _Recorded:
     """None: the format was not met and the world was not asked."""
     errors: Sequence[str]
     """For each action that is None, what the agent was told instead."""
-    reward: float | None
+    reward: tuple[float, float] | None
+    """The least and the most that is right."""
 
 
 def replay_file(path: str | Path, env: str | None = None) -> ReplayReport:
@@ -146,7 +147,7 @@ def replay_published(
             [world.text(text) for text in texts],
             [action_of(completion) for _, completion in episode.turns],
             [""] * len(episode.turns),
-            1.0 if episode.reward is None else episode.reward,
+            world.solved if episode.reward is None else (episode.reward, episode.reward),
         )
         try:
             session, first = world.open(episode)
@@ -192,7 +193,7 @@ def _own(trajectory: Trajectory, form: ActionFormat) -> _Recorded:
         observations,
         [None if turn.format_error else turn.action for turn in turns],
         [form.parse(turn.completion).error if turn.format_error else "" for turn in turns],
-        trajectory.reward,
+        None if trajectory.reward is None else (trajectory.reward, trajectory.reward),
     )
 
 
@@ -219,15 +220,15 @@ def _compare(report: ReplayReport, record: _Recorded, session: Environment, firs
     report.observations_equal += len(record.observations) - len(differences)
     if record.reward is not None:
         report.rewards += 1
-        if abs(reward - record.reward) <= _CLOSE and played == len(record.actions):
+        least, most = record.reward
+        if least - _CLOSE <= reward <= most + _CLOSE and played == len(record.actions):
             report.rewards_equal += 1
         else:
             early = f", ended after {played} of {len(record.actions)} actions"
             got = f"{reward:g}{early if played < len(record.actions) else ''}"
+            expected = f"{least:g}" if least == most else f"{least:g} to {most:g}"
             differences.append(
-                Difference(
-                    DifferenceKind.REWARD, record.id, len(record.actions), f"{record.reward:g}", got
-                )
+                Difference(DifferenceKind.REWARD, record.id, len(record.actions), expected, got)
             )
     report.trajectories_equal += not differences
     report.differences += differences

@@ -12,6 +12,8 @@ way into the data. What is done about it, world by world:
   the hidden word, so each draw is the first word that explains the published answer, and
   the last draw, whose answer is not published, is the guess; where no word that is left
   explains it, the answer differs. Equal therefore means: possible under the rules.
+* BabyAI: numbers mean the same tasks. The server's own scoring is played, under which the
+  episodes went on and ended; what they earned is not 1 but more than half.
 * Any other world: the number is the task's.
 
 Invariant: a playback decides which task is played and, in Wordle, which possible word is
@@ -64,6 +66,11 @@ class Playback(ABC):
         """A published observation without what was added to it on the way into the data."""
         return published
 
+    @property
+    def solved(self) -> tuple[float, float]:
+        """Least and most that an episode earns which was published as solved."""
+        return 1.0, 1.0
+
 
 class Numbered(Playback):
     """A world whose task numbers are the item numbers."""
@@ -74,6 +81,14 @@ class Numbered(Playback):
     def open(self, episode: Published) -> tuple[Environment, str]:
         session = self._spec.make()
         return session, session.reset(Task(self._spec.id, episode.number), 0)
+
+
+class BabyAIPlayback(Numbered):
+    """BabyAI: the later it is solved, the less it earns; half and less does not count."""
+
+    @property
+    def solved(self) -> tuple[float, float]:
+        return 0.5, 1.0
 
 
 class TextCraftPlayback(Playback):
@@ -125,6 +140,7 @@ class WordlePlayback(Playback):
 
 
 PLAYBACKS: Final[Mapping[str, Callable[[], Playback]]] = {
+    "babyai": lambda: BabyAIPlayback("babyai-v1?scoring=agentgym"),
     "textcraft": TextCraftPlayback,
     "lmrlgym_maze": lambda: Numbered("maze-v1"),
     "maze": lambda: Numbered("maze-v1"),
@@ -140,5 +156,7 @@ def playback(env: str) -> Playback:
     Raises:
         ConfigError: there is no such environment here; `UnknownEnvironment` names the nearest.
     """
+    if env.startswith("babyai-v"):
+        return BabyAIPlayback(env)  # with the options that were asked for
     family = re.sub(r"-v[0-9]+$", "", env)
     return PLAYBACKS[family]() if family in PLAYBACKS else Numbered(env)

@@ -1,4 +1,4 @@
-"""Which tasks there are: 40 levels, each with any number of seeds.
+"""Which tasks there are: 40 levels, each with 350 seeds.
 
 A task's number is AgentGym's: level = number mod 40 + 1, seed = number div 40.
 
@@ -6,7 +6,7 @@ Splits. AgentGym trains and evaluates on 18 levels with seeds up to 278. These a
 whatever their seed, so that every published number is a task here; `dev` and `test` are
 the same levels with seeds that AgentGym never used. `unseen` differs in kind: the levels
 that it leaves out, where things are put next to each other, locked doors are opened or
-instructions have several parts. One level is left out of the splits altogether: in
+instructions have several parts. One level is in no split, and played by number only: in
 KeyInBox a box has to be opened, and no action of AgentGym's does that.
 
 Invariant: the numbering and the splits are fixed; a change is a new version of the
@@ -24,8 +24,8 @@ from typing import Final
 from ...engine.errors import ConfigError
 from .levels import LEVELS
 
-SEEDS: Final = 1000
-"""Seeds of each level that may be asked for by number."""
+SEEDS: Final = 350
+"""Seeds of each level."""
 
 PUBLISHED: Final = (*range(1, 12), 19, 20, 21, 30, 31, 33, 36)
 """The levels that AgentGym trains and evaluates on."""
@@ -34,8 +34,7 @@ UNSOLVABLE: Final = (26,)
 
 _TRAIN: Final = range(280)
 _DEV: Final = range(280, 300)
-_TEST: Final = range(300, 350)
-_UNSEEN: Final = range(50)
+_TEST: Final = range(300, SEEDS)
 
 
 def number(level: int, seed: int) -> int:
@@ -68,7 +67,7 @@ def splits() -> Mapping[str, tuple[int, ...]]:
         ("train", PUBLISHED, _TRAIN),
         ("dev", PUBLISHED, _DEV),
         ("test", PUBLISHED, _TEST),
-        ("unseen", others, _UNSEEN),
+        ("unseen", others, range(SEEDS)),
     )
     return {
         name: tuple(number(level, seed) for seed in seeds for level in levels)
