@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 crashes torture recovery soak
+.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 alfworld-conformance crashes torture recovery soak
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -118,6 +118,24 @@ JOBS ?= 2
 
 torture: setup ## PLANS generated fault plans against the real engine, every invariant held to
 	$(BIN)/python -m rollwave.benchmarks.torture --plans $(PLANS) --seed $(SEED) --jobs $(JOBS)
+
+# alfworld brings TextWorld, spaCy and a planner that is GPL software, so it gets a place of
+# its own. Both of its versions have the same rules and speak differently: both are compared.
+ALFWORLD := .venv/alfworld
+GAMES ?= 1
+
+$(ALFWORLD)/.setup: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(ALFWORLD)
+	$(ALFWORLD)/bin/python -m pip install --quiet --editable ".[alfworld-reference,laws]" \
+		pytest pytest-timeout pytest-trio
+	$(ALFWORLD)/bin/python -m pip install --quiet --no-deps --upgrade \
+		--target $(ALFWORLD)/0.3.3 alfworld==0.3.3
+	@touch $@
+
+alfworld-conformance: $(ALFWORLD)/.setup ## play the same games on our ALFWorld and on the real engine
+	ALFWORLD_GAMES=$(GAMES) $(ALFWORLD)/bin/python -m pytest -q tests/envs/test_alfworld_conformance.py
+	ALFWORLD_GAMES=$(GAMES) ALFWORLD_LOGIC=$(ALFWORLD)/0.3.3/alfworld/data \
+		$(ALFWORLD)/bin/python -m pytest -q tests/envs/test_alfworld_conformance.py
 
 crashes: setup ## kill -9 a real campaign 50 times at random moments, and look what is lost
 	$(BIN)/python -m rollwave.benchmarks.crashes

@@ -20,48 +20,7 @@ from rollwave.envs.base import Task
 from rollwave.envs.laws import broken, check
 from rollwave.envs.registry import Registry
 
-PROBLEM = """
-(define (problem plan_trial)
-    (:domain alfred)
-    (:metric minimize (totalCost)) ; as the published files have it
-    (:objects agent1 - agent Shelf - object)
-    (:init
-        (= (totalCost) 0)
-        (= (distance loc_bar_1 loc_bar_2) 3)
-        (receptacleType Sink_bar__plus_01_dot_50_bar_SinkBasin SinkBasinType)
-        (receptacleType Drawer_bar__minus_00_dot_10 DrawerType)
-        (receptacleType Drawer_bar__minus_00_dot_20 DrawerType)
-        (receptacleType Safe_bar_9 SafeType)
-        (receptacleAtLocation Sink_bar__plus_01_dot_50_bar_SinkBasin loc_bar_1)
-        (receptacleAtLocation Drawer_bar__minus_00_dot_10 loc_bar_2)
-        (receptacleAtLocation Drawer_bar__minus_00_dot_20 loc_bar_2)
-        (openable Drawer_bar__minus_00_dot_10)
-        (openable Drawer_bar__minus_00_dot_20)
-        (opened Drawer_bar__minus_00_dot_20)
-        (canContain DrawerType ForkType)
-        (canContain DrawerType MugType)
-        (objectType Fork_bar_1 ForkType)
-        (objectType Fork_bar_2 ForkType)
-        (objectType Mug_bar_1 MugType)
-        (objectType Apple_bar_1 AppleType)
-        (objectType Chair_bar_1 ChairType)
-        (pickupable Fork_bar_1)
-        (pickupable Fork_bar_2)
-        (pickupable Mug_bar_1)
-        (isReceptacleObject Mug_bar_1)
-        (cleanable Fork_bar_1)
-        (sliceable Apple_bar_1)
-        (inReceptacle Fork_bar_1 Sink_bar__plus_01_dot_50_bar_SinkBasin)
-        (inReceptacle Mug_bar_1 Drawer_bar__minus_00_dot_20)
-        (inReceptacle Apple_bar_1 Safe_bar_9)
-        (inReceptacleObject Fork_bar_2 Mug_bar_1)
-        (atLocation agent1 loc_bar_9)
-    )
-    (:goal (and (exists (?r - receptacle) (exists (?o - object) (and
-        (cleanable ?o) (objectType ?o ForkType) (receptacleType ?r DrawerType)
-        (isClean ?o) (inReceptacle ?o ?r))))))
-)
-"""
+PROBLEM = Path(__file__).with_name("alfworld_game.pddl").read_text(encoding="utf-8")
 SAID = "put a clean fork in drawer"
 GRAMMAR = 'grammar :: """{"task": [{"rhs": "Your task is to: %s."}]}"""'
 
@@ -164,7 +123,7 @@ def test_problem_and_task_without_a_game_file(tmp_path: Path) -> None:
         ({"pddl_problem": "(define (:init))"}, "no :goal"),
         ({"pddl_problem": PROBLEM + ")"}, "not opened"),
         ({"pddl_problem": "(" * 100}, "deeper"),
-        ({"pddl_problem": PROBLEM[:-4]}, "do not match"),
+        ({"pddl_problem": PROBLEM.rstrip()[:-1]}, "do not match"),
         ({"pddl_problem": PROBLEM.replace("(isClean ?o)", "(sliceable ?o)")}, "slices"),
         (
             {"pddl_problem": PROBLEM.replace("(receptacleType ?r DrawerType)", "")},
