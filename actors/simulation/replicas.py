@@ -17,6 +17,7 @@ import trio
 
 from ...engine.errors import BackendDied
 from ...engine.trajectory import FinishReason
+from ...engine.virtual_clock import Alarm, VirtualClock
 from ..backends.base import Backend, Done
 from ..protocol import Completion, Generate
 from .bounds import Demand
@@ -79,7 +80,9 @@ class ReplicaBackend(Backend):
         self._events = events
         self._slots: Slots[_Asked] = Slots(replicas, batch, per_request)
         self._requests: dict[str, Request[_Asked]] = {}
-        self._wake = trio.Event()
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, VirtualClock)  # nothing else simulates replicas
+        self._alarm = Alarm(clock)
         self._asleep_until = float("-inf")
         self._drained = trio.Event()
         self._death = ""
@@ -101,7 +104,7 @@ class ReplicaBackend(Backend):
         if placed.started >= 0.0:
             self._joined(placed)
             if self._slots.due() < self._asleep_until:
-                self._wake.set()
+                self._alarm.ring()
         self._timeline.change(self._slots.waiting, self._slots.running)
 
     def cancel(self, request_id: str) -> None:
@@ -115,7 +118,7 @@ class ReplicaBackend(Backend):
         if follower is not None:
             self._joined(follower)
         self._timeline.change(self._slots.waiting, self._slots.running)
-        self._wake.set()
+        self._alarm.ring()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled.
@@ -127,11 +130,8 @@ class ReplicaBackend(Backend):
         try:
             while not self._death:
                 self._asleep_until = self._slots.due()
-                with trio.move_on_at(self._asleep_until):
-                    await self._wake.wait()
+                await self._alarm.until(self._asleep_until)
                 self._asleep_until = float("-inf")
-                if self._wake.is_set():
-                    self._wake = trio.Event()
                 self._answer(trio.current_time())
             raise BackendDied(f"simulated replicas: {self._death}")
         finally:
@@ -153,12 +153,12 @@ class ReplicaBackend(Backend):
             for request in self._slots.resume(now):
                 self._joined(request)
             self._timeline.change(self._slots.waiting, self._slots.running)
-            self._wake.set()
+            self._alarm.ring()
 
     def die(self, reason: str = "died, as it was told to") -> None:
         """Make `run` raise `BackendDied`, as lost servers would."""
         self._death = reason
-        self._wake.set()
+        self._alarm.ring()
 
     def _joined(self, request: Request[_Asked]) -> None:
         asked, statistics = request.item, self.statistics

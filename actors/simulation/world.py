@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from ...engine.trajectory import ChatMessage
+from ...engine.virtual_clock import VirtualClock
 from ...envs.base import Environment, EnvSpec, StepResult, Task
 from ...envs.hosting import Host, Hosted
 
@@ -141,4 +142,5 @@ class _Slow(Hosted):
 async def _pass(seconds: float) -> None:
     """Let so much time pass; none at all costs nothing."""
     if seconds > 0.0:
-        await trio.sleep(seconds)
+        clock = trio.lowlevel.current_clock()
+        await (clock.sleep if isinstance(clock, VirtualClock) else trio.sleep)(seconds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from rollwave.engine.testing import EventLog, run_simulated
-from rollwave.engine.virtual_clock import VirtualClock
+from rollwave.engine.virtual_clock import Alarm, VirtualClock
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20))
@@ -58,3 +60,56 @@ def test_it_gives_the_run_that_the_mock_clock_gives() -> None:
     digests = {run_simulated(main, seed=3), run_simulated(main, seed=3, clock=VirtualClock())}
     assert len(digests) == 1
     assert digests != {run_simulated(main, seed=4, clock=VirtualClock())}
+
+
+SLEEPS = st.lists(st.tuples(st.booleans(), st.floats(0.001, 100.0)), min_size=1, max_size=20)
+
+
+@given(SLEEPS, st.floats(0.001, 100.0))
+def test_its_own_sleep_is_as_trios(sleeps: list[tuple[bool, float]], limit: float) -> None:
+    """Cheap sleepers and deadlines wake in one order of time; a late one is cancelled."""
+
+    def woken(cheap: bool) -> list[tuple[float, int]]:
+        clock = VirtualClock()
+        found: list[tuple[float, int]] = []
+
+        async def sleeper(number: int, own: bool, seconds: float) -> None:
+            await (clock.sleep if own and cheap else trio.sleep)(seconds)
+            found.append((trio.current_time(), number))
+
+        async def main() -> None:
+            with trio.move_on_after(limit):
+                async with trio.open_nursery() as nursery:
+                    for number, (own, seconds) in enumerate(sleeps):
+                        nursery.start_soon(sleeper, number, own, seconds)
+            assert trio.current_time() == min(limit, max(seconds for _, seconds in sleeps))
+
+        run_simulated(main, clock=clock)
+        assert [at for at, _ in found] == sorted(at for at, _ in found)
+        return sorted(found)
+
+    expected = sorted((s, n) for n, (_, s) in enumerate(sleeps) if s < limit)
+    assert [each for each in woken(True) if each[0] < limit] == expected
+    assert [each for each in woken(False) if each[0] < limit] == expected
+
+
+def test_an_alarm_is_rung_early_once_or_cancelled() -> None:
+    clock = VirtualClock()
+
+    async def main() -> None:
+        alarm = Alarm(clock)
+        alarm.ring()  # nobody sleeps
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alarm.until, 50.0)
+            await clock.sleep(2.0)
+            alarm.ring()
+            alarm.ring()
+        assert clock.current_time() == 2.0
+        with trio.move_on_after(1.0) as scope:
+            await alarm.until(math.inf)
+        assert scope.cancelled_caught
+        assert clock.current_time() == 3.0
+        await clock.sleep(1.0)  # the entries of the alarm are stale by now
+        assert clock.current_time() == 4.0
+
+    run_simulated(main, clock=clock)
