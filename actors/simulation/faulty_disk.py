@@ -48,6 +48,8 @@ class FaultyDisk(Disk):
         self._seed = seed
         self._failing: dict[tuple[str, int], str] = {}
         for strike in strikes:
+            if strike.kind == "process.power":
+                continue
             counted = "sync" if strike.kind == "disk.fsync" else "write"
             for number in range(strike.at, strike.at + strike.lasts):
                 self._failing[counted, number] = strike.kind
