@@ -77,7 +77,7 @@ class Churn:
 
     def __init__(self, directory: Path, seconds: float, seed: int = 0) -> None:
         self.counts: Counter[str] = Counter()
-        """What was done, and how episodes ended."""
+        """What was begun, and how episodes ended."""
         self._directory = directory
         self._seed = seed
         self._number = 0
@@ -121,8 +121,8 @@ class Churn:
     async def _repeat(self, activity: Callable[[], Awaitable[None]], pause: float) -> None:
         while True:
             await trio.sleep(pause)
-            await activity()
             self.counts[activity.__name__.strip("_")] += 1
+            await activity()
 
     # -- the main engine --------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Churn:
         """The backend dies; every second time of weights that it cannot load."""
         assert self._main is not None  # `run` opened it
         assert self._backend is not None  # the engine started it
-        if self.counts["kill"] % 2:
+        if self.counts["kill"] % 2 == 0:
             with suppress(WeightSwapFailed):
                 await self._main.swap_weights(0, _BROKEN)
         else:
@@ -187,7 +187,7 @@ class Churn:
     async def _workers(self) -> None:
         """An engine with worker processes of its own; every second time cancelled."""
         number = self._next()
-        patience = math.inf if self.counts["workers"] % 2 == 0 else 2.0
+        patience = math.inf if self.counts["workers"] % 2 else 2.0
         with trio.move_on_after(patience):
             async with self._engine(self._source(_Backend)) as engine:
                 engine.use(self._worker)

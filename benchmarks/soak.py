@@ -91,7 +91,7 @@ def _line(sample: Sample, seconds: float, churn: Churn) -> str:
 def show(soaked: Soaked, trends: Sequence[Trend], output: Output) -> None:
     """Print what was done, how each level went, and the verdict."""
     output.table(
-        ["done", "times"],
+        ["begun, or ended as", "times"],
         [[name, count] for name, count in sorted(soaked.counts.items())],
         title=f"{soaked.seconds / 60:.1f} minutes of churn",
     )
@@ -149,7 +149,7 @@ def main() -> int:
         "grows": growing,
         "mailbox_peaks": dict(soaked.peaks),
         "times": list(soaked.history.times),
-        "levels": {name: list(soaked.history.levels[name]) for name in TOLERANCES},
+        "levels": {name: list(level) for name, level in soaked.history.levels.items()},
     }
     write(options.out, figures)
     try:

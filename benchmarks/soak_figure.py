@@ -35,9 +35,8 @@ def draw_soak(history: History, path: Path) -> Path:
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, minutes[-1])
         axes.grid(visible=True, alpha=0.3)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9
-        )  # above: levels cross all of the panel
+        if axes.lines:  # above the panel: levels cross all of it
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
     for axes in figure.axes[2:]:
         axes.set_xlabel("minutes of churn (shaded: warm-up)")
     path.parent.mkdir(parents=True, exist_ok=True)

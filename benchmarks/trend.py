@@ -3,9 +3,10 @@
     warm-up │ first tenth ─ … ─ last tenth
             └── straight line by least squares: slope an hour, rise over the whole
 
-A series grows if both the line's rise and the difference of its tenths exceed what is
-allowed: a fixed amount, or a share of the level, and three standard errors of that
-difference, so that what only goes up and down is not taken for a leak.
+A series grows if the line's rise, the difference of its tenths' medians and that of their
+lowest values all exceed what is allowed: a fixed amount, or a share of the level, and three
+standard errors of the difference. So what only goes up and down with the load is not taken
+for a leak: a leak lifts the floor, too.
 
 Not here: what is measured (`vitals`).
 """
@@ -66,12 +67,14 @@ class Trend:
     """An hour, of the fitted line."""
     rise: float
     """Of the fitted line, over what was looked at."""
+    floor_rise: float
+    """From the lowest value of the first tenth to that of the last."""
     allowed: float
 
     @property
     def grows(self) -> bool:
-        """Whether it rose by more than is allowed, by the line and between its ends."""
-        return min(self.rise, self.last - self.first) > self.allowed
+        """Whether it rose by more than is allowed: the line, its ends, and its floor."""
+        return min(self.rise, self.last - self.first, self.floor_rise) > self.allowed
 
 
 def trend(
@@ -85,7 +88,8 @@ def trend(
     level = median(first)
     allowed = max(tolerance.fixed, tolerance.share * level) + 3 * error
     rise = slope * (times[-1] - times[0])
-    return Trend(name, level, median(last), max(values), 3600 * slope, rise, allowed)
+    floor = min(last) - min(first)
+    return Trend(name, level, median(last), max(values), 3600 * slope, rise, floor, allowed)
 
 
 def judge(history: History) -> list[Trend]:

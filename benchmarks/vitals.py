@@ -100,6 +100,7 @@ def take(
 
 def _objects() -> tuple[int, Counter[str]]:
     """All objects that the collector tracks, and those of our classes by class."""
+    gc.collect()  # what is left is held by somebody
     objects = gc.get_objects()
     classes = Counter(map(type, objects))
     named: Counter[str] = Counter()
