@@ -39,7 +39,7 @@ class Dialect:
     title: str
     """What `GET /` answers after "This is environment "."""
     world: str = ""
-    """Our world of that kind, as the registry names it without a version; "" for none."""
+    """Our world of that kind, as the registry names it without a version; "" for none yet."""
     prefix: str = ""
     """Path before every call, where AgentGym's server has one."""
     id_field: Literal["id", "env_idx"] = "id"
@@ -245,4 +245,4 @@ def plain(name: str) -> Dialect:
 def dialect_for(env: str) -> Dialect:
     """The dialect that serves an environment of ours, by its id (`maze-v1?…`)."""
     world = env.partition("?")[0].rpartition("-v")[0] or env
-    return next((row for row in _ALL if row.world == world), None) or plain(world)
+    return next((row for row in _ALL if world in (row.world, row.name)), None) or plain(world)

@@ -46,6 +46,9 @@ _LINES: Final = {
 }
 
 
+WRONG: Final = problem(400, "protocol", "This is not a request in HTTP/1.1.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a connection may take, in seconds, and how many there may be."""
@@ -98,13 +101,16 @@ class _Reader:
             _TooLong: the request has to be refused as it stands.
             httptools.HttpParserError: it is not HTTP/1.1.
         """
-        if not self._body_open:
-            self._head += len(data)
+        if self._begun and not self._body_open:
+            self._grow(len(data))  # also what the parser keeps of a header that has not ended
         self._parser.feed_data(data)
         if self.refused is not None:
             raise _TooLong(self.refused)
-        if self._begun and not self._body_open and self._head > self._head_limit:
-            raise _TooLong(problem(431, "head", f"Headers take {self._head_limit} bytes at most."))
+
+    def _grow(self, size: int) -> None:
+        self._head += size
+        if self._head > self._head_limit and self.refused is None:
+            self.refused = problem(431, "head", f"Headers take {self._head_limit} bytes at most.")
 
     def _clear(self) -> None:
         self._begun = False
@@ -124,9 +130,11 @@ class _Reader:
         self._begun = True
 
     def on_url(self, part: bytes) -> None:
+        self._grow(len(part))
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._grow(len(name) + len(value))
         name = name.lower()
         if name == b"content-length":
             self._declared = int(value) if value.isdigit() and len(value) < 16 else math.inf
@@ -142,7 +150,9 @@ class _Reader:
         path, _, self._query = self._url.partition(b"?")
         self._path = path
         self._most = self._limit(path)
-        if self._declared > self._most:
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            self.refused = self.refused or WRONG
+        elif self._declared > self._most:
             self._refuse()
 
     def on_body(self, part: bytes) -> None:
@@ -154,7 +164,9 @@ class _Reader:
 
     def _refuse(self) -> None:
         self._chunks.clear()
-        self.refused = problem(413, "body", f"A body has {self._most} bytes at most here.")
+        self.refused = self.refused or problem(
+            413, "body", f"A body has {self._most} bytes at most here."
+        )
 
     def on_message_complete(self) -> None:
         if self.refused is None:
@@ -199,7 +211,8 @@ class Listener:
         self.patience: Final = patience or Patience()
         self._wire = wire
         self._parser = httptools.HttpRequestParser
-        self._wrong = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+        self._wrong = httptools.HttpParserError
+        self._upgrade = httptools.HttpParserUpgrade
         self._open: dict[_Connection, None] = {}
         self._left = trio.Event()
 
@@ -304,8 +317,12 @@ class Listener:
             reader.feed(data)
         except _TooLong as error:
             return error.reply
+        except self._upgrade:  # offered, and not taken; nothing behind it would be HTTP/1.1
+            if reader.refused is not None or not reader.ready:
+                return reader.refused or WRONG
+            reader.ready[-1] = (reader.ready[-1][0], False)
         except self._wrong:
-            return problem(400, "protocol", "This is not a request in HTTP/1.1.")
+            return WRONG
         return None
 
 
