@@ -14,6 +14,7 @@ Not here: who plays the episodes (`embedding`, `dispatcher`).
 from __future__ import annotations
 
 import math
+import weakref
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -22,7 +23,7 @@ import trio
 
 from ..engine.errors import ActorDead
 from ..engine.trajectory import Outcome, Trajectory
-from .ledger import RolloutBook
+from .ledger import Ledger, RolloutBook
 from .monitor import Snapshot
 from .protocol import RunRollout
 
@@ -54,6 +55,8 @@ class Rollout:
         self._started = trio.current_time()
         self._looked = -math.inf
         self._slowest = ""
+        # Given up before anybody iterated: nobody else would ever close its book.
+        weakref.finalize(self, _forget, engine.ledger, order.rollout, book).atexit = False
 
     @property
     def planned(self) -> int:
@@ -163,3 +166,9 @@ class Rollout:
     ) -> None:
         """Cancel what still runs."""
         await self.aclose()
+
+
+def _forget(ledger: Ledger, rollout: int, book: RolloutBook) -> None:
+    """Close the book of a rollout that is gone and was never begun."""
+    if book.order is None and not book.open:
+        ledger.close_book(rollout)

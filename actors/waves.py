@@ -43,7 +43,8 @@ _SEAL_SECONDS: Final = 600.0
 """Deadline of sealing a wave: encoding it, and one write."""
 
 _ROUNDS: Final = 5
-"""Times that a wave is begun in one process: each death of a dispatcher costs one."""
+"""Times that a wave is begun in one process without an episode more: each death of a
+dispatcher begins it anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +124,16 @@ async def play_wave(
     await playing.load()
     try:
         with deadline(playing.stage, seconds):
-            for _ in range(_ROUNDS):
-                if not playing.missing() or not await playing.round():
+            idle = 0
+            while idle < _ROUNDS and (missing := len(playing.missing())):
+                if not await playing.round():
                     break
+                idle = idle + 1 if len(playing.missing()) == missing else 0
     except DeadlineExceeded as late:
-        missing = len(playing.missing())
+        lacking = len(playing.missing())
         stuck = playing.stuck or "nothing was being played"
         raise DeadlineExceeded(
-            f"{late}: {missing} of {len(playing.manifest)} episodes had not ended; longest in one "
+            f"{late}: {lacking} of {len(playing.manifest)} episodes had not ended; longest in one "
             f"stage was {stuck}. What has ended is kept; the same command goes on"
         ) from None
     return await playing.seal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -333,6 +334,23 @@ def test_sampling_and_turn_limit_reach_the_episode() -> None:
 def test_limits_that_cannot_work_name_their_key(kwargs: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         EngineSettings(**kwargs)
+
+
+def test_a_rollout_that_nobody_begins_leaves_no_book() -> None:
+    async def main() -> None:
+        async with open_engine("expert") as engine:
+            tasks = engine.tasks(MAZE, "train", limit=2)
+            dropped = [engine.rollout(tasks) for _ in range(3)]
+            begun = engine.rollout(tasks)
+            await anext(begun)
+            assert len(engine.ledger.books) == 4
+            dropped.clear()
+            gc.collect()
+            assert list(engine.ledger.books) == [4]
+            assert len([t async for t in begun]) == 1
+            assert engine.ledger.books == {}
+
+    run_simulated(main)
 
 
 def test_rollouts_that_cannot_work_are_refused_before_they_begin() -> None:

@@ -283,3 +283,36 @@ def test_an_engine_that_gives_up_makes_no_fault_of_what_was_live(tmp_path: Path)
     assert [(t.id, t.outcome, t.reward) for t in again.trajectories] == [
         (t.id, t.outcome, t.reward) for t in whole.trajectories
     ]
+
+
+def test_a_wave_is_begun_anew_as_long_as_episodes_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollwave.actors.waves._ROUNDS", 1)
+    slow = dataclasses.replace(
+        SCRIPTED,
+        make_backend=lambda _v, _p: ScriptedBackend(
+            ConstantLatency(1.0), answer=wander, takes_tokens=False
+        ),
+    )
+
+    async def main() -> Wave:
+        with Store.open(tmp_path / "run") as store:
+            async with open_engine(slow, concurrency=4, seed=11) as engine:
+                ended = 0
+
+                def watch(snapshot: Snapshot) -> None:
+                    nonlocal ended
+                    ended += 1
+                    if ended % 7 == 0:
+                        dispatcher = engine.actor("dispatcher")
+                        assert dispatcher is not None
+                        crash(dispatcher)
+
+                return await play_wave(engine, store, PLAN, watch=watch)
+
+    wave = run_simulated(main)
+    whole = play(tmp_path / "whole")
+    assert [(t.id, t.outcome, t.reward) for t in wave.trajectories] == [
+        (t.id, t.outcome, t.reward) for t in whole.trajectories
+    ]
