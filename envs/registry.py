@@ -38,6 +38,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "babyai-v1": "babyai",
     "maze-grid-v1": "maze",
     "maze-v1": "maze",
+    "reasoning-gym-v1": "reasoning_gym",
     "textcraft-v1": "textcraft",
     "wordle-fixed-v1": "wordle",
     "wordle-v1": "wordle",

@@ -3,7 +3,7 @@
 The bot explores as an agent must: it knows what it has seen, and gives primitive actions.
 It plays the rest of the episode in a copy of the world. Then the fewest actions are found
 that pass through states of its way: a macro action serves where it ends in a state that
-the bot comes to, however it gets there.
+the bot comes to, however it gets there, or before the thing that the bot ends at.
 
 Invariant: a plan is tried out in another copy before it is advised, so its actions do what
 the plan says; where the session does something else, the bot plans anew from there. The
@@ -22,6 +22,7 @@ from .levels import FORWARD, LEFT, PICKUP, RIGHT, TOGGLE, Level
 from .scene import Scene, scene
 
 _STEPS: Final = ((1, 0), (0, 1), (-1, 0), (0, -1))
+_MOVES: Final = (LEFT, RIGHT, FORWARD)
 _LONGEST: Final = 500
 """Most primitive actions that a way of the bot may have."""
 _TRIALS: Final = 8
@@ -117,13 +118,14 @@ def _shortest(way: list[_Stop], banned: set[tuple[int, str]]) -> list[tuple[int,
     best: list[tuple[int, str, int] | None] = [None] * len(way)
     costs: list[float] = [float("inf")] * len(way) + [0.0]
     last_move = len(way)  # up to here the bot only moves
+    target = _ahead(_moved(way[-1].place, (way[-1].primitive,)))
     for start in range(len(way) - 1, -1, -1):
-        if way[start].primitive not in (LEFT, RIGHT, FORWARD):
+        if way[start].primitive not in _MOVES:
             last_move = start
         for name, path in way[start].scene.actions.items():
             if (start, name) in banned:
                 continue
-            for end in _ends(way, start, path, last_move):
+            for end in _ends(way, start, path, last_move, target):
                 if 1 + costs[end] < costs[start]:
                     costs[start], best[start] = 1 + costs[end], (start, name, end)
     plan = []
@@ -137,19 +139,15 @@ def _shortest(way: list[_Stop], banned: set[tuple[int, str]]) -> list[tuple[int,
     return plan
 
 
-def _ends(way: list[_Stop], start: int, path: tuple[int, ...], last_move: int) -> list[int]:
+def _ends(
+    way: list[_Stop], start: int, path: tuple[int, ...], last_move: int, target: tuple[int, int]
+) -> list[int]:
     """Numbers of the states in which this path, begun in a state of the way, may end."""
     if path == (way[start].primitive,):
         return [start + 1]
     tail = 1 if path[-1:] == (PICKUP,) else 2 if path[-2:] == (TOGGLE, FORWARD) else 0
-    moves, rest = path[: len(path) - tail], path[len(path) - tail :]
-    column, row, facing = way[start].place
-    for primitive in moves:
-        if primitive == FORWARD:
-            column, row = column + _STEPS[facing][0], row + _STEPS[facing][1]
-        else:
-            facing = (facing + (1 if primitive == RIGHT else -1)) % 4
-    place = column, row, facing
+    rest = path[len(path) - tail :]
+    place = _moved(way[start].place, path[: len(path) - tail])
     ends = []
     for stop in range(start, min(last_move, len(way) - 1) + 1):
         if way[stop].place == place and all(
@@ -157,4 +155,25 @@ def _ends(way: list[_Stop], start: int, path: tuple[int, ...], last_move: int) -
             for n, primitive in enumerate(rest)
         ):
             ends.append(stop + tail)
+    if last_move >= len(way) - 1 and path and _ahead(place) == target:
+        last = way[-1].primitive
+        if rest == (PICKUP,) == (last,) or (not rest and last in _MOVES):
+            ends.append(len(way))
     return [end for end in ends if end > start]
+
+
+def _moved(place: tuple[int, int, int], moves: tuple[int, ...]) -> tuple[int, int, int]:
+    """Where moves lead on free ground; what is no move leads nowhere."""
+    column, row, facing = place
+    for primitive in moves:
+        if primitive == FORWARD:
+            column, row = column + _STEPS[facing][0], row + _STEPS[facing][1]
+        elif primitive in _MOVES:
+            facing = (facing + (1 if primitive == RIGHT else -1)) % 4
+    return column, row, facing
+
+
+def _ahead(place: tuple[int, int, int]) -> tuple[int, int]:
+    """The cell before the agent."""
+    column, row, facing = place
+    return column + _STEPS[facing][0], row + _STEPS[facing][1]
