@@ -9,7 +9,7 @@ A deadline costs trio a cancel scope, about 10 µs. `sleep` and `Alarm` are the 
 one: the clock itself wakes who is due.
 
 Invariants: time moves only when no task can run, and then to the next deadline or sleeper
-exactly; a sleeper that is cancelled is forgotten.
+exactly, or where `jump` says; a sleeper that is cancelled is forgotten.
 
 Not here: `wait_all_tasks_blocked` and callbacks from threads (`run_sync_soon`), which do
 not count as something that can run: time may jump past them. `testing.run_simulated`
@@ -59,6 +59,12 @@ class VirtualClock(trio.abc.Clock):
             return math.inf  # nothing will ever happen by itself
         self._now = max(self._now, deadline)
         return 0.0
+
+    def jump(self, seconds: float) -> None:
+        """Move time ahead by so much, at once: whoever was to wake meanwhile wakes late."""
+        if seconds < 0.0:
+            raise ValueError(f"time moves ahead, not by {seconds} s")
+        self._now += seconds
 
     async def sleep(self, seconds: float) -> None:
         """As `trio.sleep`, for seconds above 0."""

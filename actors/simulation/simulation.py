@@ -34,7 +34,8 @@ from ...engine.testing import run_simulated
 from ...engine.trajectory import Outcome, Trajectory
 from ...engine.virtual_clock import VirtualClock
 from ...envs.base import Task
-from ...envs.hosting import Host, InlineHost
+from ...envs.hosting import Host, Hosted, InlineHost
+from ...envs.rebuilding import Rebuilding
 from ..backends.base import Backend
 from ..embedding import Engine, EngineSettings, open_engine
 from ..monitor import Snapshot, Watch
@@ -176,6 +177,18 @@ class _DrawnPace(Pace):
         self._events("turn", task.index, turn)
 
 
+class _RebuildingHost(Host):
+    """Sessions as environment workers give them: one whose process dies goes on in another."""
+
+    def __init__(self, inner: Host) -> None:
+        self._inner = inner
+
+    async def open(self) -> Hosted:
+        session = Rebuilding(self._inner.open, replay=True)
+        await session.open()
+        return session
+
+
 class _Simulation:
     """One simulation while it runs."""
 
@@ -234,7 +247,7 @@ class _Simulation:
             open_engine(source, settings=limits, observe=self.events.observe) as engine,
             trio.open_nursery() as nursery,
         ):
-            engine.use(spec, injector.host(host) if injector else host)
+            engine.use(spec, _RebuildingHost(injector.host(host)) if injector else host)
             if injector is not None:
                 nursery.start_soon(injector.disturb, engine)
             await self._play(engine, spec.tasks("test"), journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,5 +112,21 @@ def test_an_alarm_is_rung_early_once_or_cancelled() -> None:
         assert clock.current_time() == 3.0
         await clock.sleep(1.0)  # the entries of the alarm are stale by now
         assert clock.current_time() == 4.0
+
+    run_simulated(main, clock=clock)
+
+
+def test_who_should_have_woken_during_a_jump_wakes_late() -> None:
+    clock = VirtualClock()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clock.sleep, 1.0)
+            nursery.start_soon(trio.sleep, 2.0)
+            await trio.lowlevel.checkpoint()
+            clock.jump(10.0)
+        assert clock.current_time() == 10.0
+        with pytest.raises(ValueError, match="ahead"):
+            clock.jump(-1.0)
 
     run_simulated(main, clock=clock)

@@ -91,7 +91,9 @@ def events(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(SETTINGS, st.sampled_from([None, FAULTS]))
 def test_the_trace_is_complete(
     tmp_path: Path, chosen: SimulationSettings, plan: FaultPlan | None
@@ -167,6 +169,15 @@ def test_what_each_adds_to_a_batch_slows_it() -> None:
         return simulate(plain(latencies=slowed, sessions=8)).wall_seconds
 
     assert took(0.0) < took(0.1) < took(0.2)
+
+
+def test_a_session_whose_process_dies_is_rebuilt() -> None:
+    plan = FaultPlan(environment=EnvironmentFaults(lost=0.05))
+    result = simulate(plain(sessions=60, faults=plan))
+    assert result.struck["environment.lost"] > 5
+    assert result.outcomes == {"success": 60}
+    # The replayed steps take their time again.
+    assert result.bounds.permits > simulate(plain(sessions=60)).bounds.permits
 
 
 def test_more_replicas_pay_until_every_session_has_a_slot() -> None:
