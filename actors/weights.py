@@ -55,6 +55,7 @@ async def publish(
         ActorDead: there is no inference any more.
     """
     for attempt in range(1, _ATTEMPTS + 1):
+        way_out = f"version {holder.version} is current; the same command tries again"
         try:
             return await inference.ask(SwapWeights(version, path), WeightsSwapped, timeout=seconds)
         except ActorRestarted as error:
@@ -64,14 +65,16 @@ async def publish(
             if attempt == _ATTEMPTS:
                 raise WeightSwapFailed(
                     f"inference died in each of {_ATTEMPTS} swaps to policy version {version}; "
-                    f"version {holder.version} is current"
+                    f"{way_out}"
                 ) from error
         except AskFailed as error:
-            raise WeightSwapFailed(error.text) from error
+            why = error.text.removeprefix("WeightSwapFailed: ")
+            raise WeightSwapFailed(
+                f"policy version {version} cannot be served: {why}; {way_out}"
+            ) from error
         except DeadlineExceeded as error:
             raise WeightSwapFailed(
-                f"policy version {version} was not confirmed within {seconds:g} s; version "
-                f"{holder.version} is current"
+                f"policy version {version} was not confirmed within {seconds:g} s; {way_out}"
             ) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
