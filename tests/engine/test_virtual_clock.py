@@ -6,12 +6,13 @@ import math
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollwave.engine.testing import EventLog, run_simulated
 from rollwave.engine.virtual_clock import Alarm, VirtualClock
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20))
 def test_every_sleeper_wakes_at_its_deadline_exactly(sleeps: list[float]) -> None:
     woken: list[tuple[float, float]] = []
@@ -66,6 +67,7 @@ def test_it_gives_the_run_that_the_mock_clock_gives() -> None:
 SLEEPS = st.lists(st.tuples(st.booleans(), st.floats(0.001, 100.0)), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(SLEEPS, st.floats(0.001, 100.0))
 def test_its_own_sleep_is_as_trios(sleeps: list[tuple[bool, float]], limit: float) -> None:
     """Cheap sleepers and deadlines wake in one order of time; a late one is cancelled."""

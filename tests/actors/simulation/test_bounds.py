@@ -21,6 +21,7 @@ def latencies(sigma: float = 1.0, turns: int = 3) -> Latencies:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63), st.integers(1, 12), st.integers(0, 12))
 def test_an_episodes_draws_depend_on_its_number_and_the_seed_alone(
     seed: int, sessions: int, more: int

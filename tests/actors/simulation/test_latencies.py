@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollwave.actors.backends.latency import ConstantLatency, LogNormalLatency, UniformLatency
 from rollwave.actors.simulation.latencies import DISTRIBUTIONS, PRESETS, named_latency
@@ -14,6 +14,7 @@ from rollwave.engine.errors import ConfigError
 SECONDS = st.floats(0.0, 1e4, allow_subnormal=False)
 
 
+@settings(deadline=None)
 @given(SECONDS, st.floats(0.0, 3.0))
 def test_parameters_are_read_by_name(median: float, sigma: float) -> None:
     text = f"lognormal?sigma={sigma!r}&median={median!r}"
@@ -27,6 +28,7 @@ def test_what_is_not_given_keeps_its_default() -> None:
 
 
 @pytest.mark.parametrize("name", [*DISTRIBUTIONS, *PRESETS])
+@settings(deadline=None)
 @given(share=st.floats(0.0, 1.0, exclude_max=True))
 def test_every_draw_is_a_time_and_grows_with_its_share(name: str, share: float) -> None:
     latency = named_latency(name)

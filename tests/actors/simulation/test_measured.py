@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollwave.actors.simulation.measured import (
     Buckets,
@@ -42,6 +42,7 @@ def played(turns: list[tuple[float, float]], outside: float, number: int = 0) ->
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=4), SECONDS),
@@ -62,6 +63,7 @@ def test_what_was_measured_is_sound_and_survives_its_file(
     )
 
 
+@settings(deadline=None)
 @given(st.lists(SECONDS, min_size=1, max_size=50))
 def test_draws_are_spread_as_the_values_were(values: list[float]) -> None:
     """Each draw lies where a value was, within a bucket; and so their mean."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollwave.actors.simulation.slots import Request, Slots
 
@@ -18,6 +18,7 @@ def drained(slots: Slots[int]) -> list[tuple[float, int]]:
     return ends
 
 
+@settings(deadline=None)
 @given(SECONDS, st.integers(1, 5), st.integers(1, 4))
 def test_no_slot_is_free_while_somebody_waits(
     seconds: list[float], batch: int, replicas: int
@@ -38,6 +39,7 @@ def test_no_slot_is_free_while_somebody_waits(
         assert ends[-1][0] <= sum(seconds) / batch + max(seconds) + 1e-9
 
 
+@settings(deadline=None)
 @given(SECONDS)
 def test_without_a_bound_everybody_runs_at_once(seconds: list[float]) -> None:
     slots: Slots[int] = Slots(1, 0)
@@ -70,6 +72,7 @@ def test_a_request_goes_where_the_fewest_are() -> None:
     assert [request.size for request in placed] == [1, 1, 1, 2, 2, 2, 0]
 
 
+@settings(deadline=None)
 @given(SECONDS, st.integers(1, 3), st.data())
 def test_who_is_dropped_gives_its_slot_to_the_next(
     seconds: list[float], batch: int, data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollwave.actors.simulation.timeline import LIMIT, Timeline
 
@@ -14,6 +14,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_means_are_exact_whatever_is_kept(steps: list[tuple[float, int, int]]) -> None:
     timeline = Timeline()
