@@ -111,6 +111,8 @@ class Reference(Environment):
         return self._latest
 
     def available_actions(self) -> Sequence[str]:
+        if self._engine is None:
+            raise EnvironmentFault("reset the session first")
         return tuple(c for c in self._state["admissible_commands"] if c != "help")
 
     def close(self) -> None:
