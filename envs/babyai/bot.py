@@ -1,8 +1,9 @@
 """The `minigrid` package's bot, made to give up.
 
 It plans by subgoals, and on some worlds trades two of them for ever within one call. Each
-exchange searches for a path, so searches are counted. The search itself is ours: the
-package's copies its queue at every step, which is most of the time of a plan.
+exchange searches for a path, so searches are counted. The search itself, and noting what
+was seen, are ours: the package's copies its queue and turns its grid at every step, which
+is most of the time of a plan.
 
 Invariant: where the package's bot answers, this one answers the same.
 
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Final
+
+from .sight import seen_cells
 
 _MOST_SEARCHES: Final = 60
 """In one call; a way out takes 20 at most in the tasks of the splits."""
@@ -49,6 +52,10 @@ def _bot_class() -> Any:
         def replan(self, action_taken: int | None = None) -> Any:
             self._searches = 0
             return super().replan(action_taken)
+
+        def _process_obs(self) -> None:
+            for column, row in seen_cells(self.mission.unwrapped):
+                self.vis_mask[column, row] = True
 
         def _breadth_first_search(
             self,
@@ -86,22 +93,25 @@ def _search(
         (state, None) for state in starts
     )
     came_from: dict[Place, Place | None] = {}
+    cells, width, known = grid.grid, grid.width, seen.tolist()
     while waiting:
         (x, y, right, down), before = waiting.popleft()
-        place = (x, y)
+        place = (int(x), int(y))
         if place in came_from:
             continue
         came_from[place] = before
-        cell = grid.get(x, y)
+        cell = cells[y * width + x]
         if accepts(place, cell):
             path = [place]
             while (earlier := came_from[path[-1]]) is not None:
                 path.append(earlier)
             return path, place, came_from
-        if not seen[x, y] or (cell is not None and not _open(cell, ignore_blockers)):
+        if not known[x][y] or (cell is not None and not _open(cell, ignore_blockers)):
             continue
         for step in ((right, down), (down, right), (-down, -right), (-right, -down)):
-            waiting.append(((x + step[0], y + step[1], *step), place))
+            after = (x + step[0], y + step[1])
+            if after not in came_from:
+                waiting.append(((*after, *step), place))
     return None, None, came_from
 
 

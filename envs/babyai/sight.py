@@ -12,7 +12,7 @@ Not here: what follows from a view (`scene`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import product
 from typing import Any, Final, NamedTuple
@@ -92,6 +92,15 @@ def look(env: Any) -> View:
     carried = env.carrying
     codes[AGENT] = EMPTY if carried is None else _number(carried)
     return tuple(codes)
+
+
+def seen_cells(env: Any) -> Iterator[tuple[int, int]]:
+    """(column, row) of every cell of the world that is in sight."""
+    column, row = (int(part) for part in env.agent_pos)
+    for code, (right, down) in zip(look(env), _offsets(int(env.agent_dir)), strict=True):
+        x, y = column + right, row + down
+        if code != UNSEEN and 0 <= x < env.grid.width and 0 <= y < env.grid.height:
+            yield x, y
 
 
 _ROW: Final = (1 << SIZE) - 1
