@@ -156,6 +156,8 @@ class Engine:
         return self._hosts[spec.id]
 
     def _new_host(self, spec: EnvSpec) -> Host:
+        if spec.host is not None:
+            return spec.host()
         cost = "worker" if self.settings.workers else spec.cost
         if cost == "inline" or (cost == "worker" and simulated()):  # processes take real time
             return InlineHost(spec.make)

@@ -126,7 +126,7 @@ def find(name: str) -> EnvSpec:
         ConfigError: there is no such module or name, or it is no environment.
     """
     module_name, colon, rest = name.partition(":")
-    if not colon:
+    if not colon or rest.startswith("//"):
         return resolve(name)
     attribute, mark, options = rest.partition("?")
     if "" not in sys.path:

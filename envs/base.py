@@ -19,12 +19,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ..engine.codec import Message
 from ..engine.errors import ConfigError, EnvironmentFault
 from ..engine.trajectory import ChatMessage
 from .worker_limits import WorkerLimits
+
+if TYPE_CHECKING:
+    from .hosting import Host
 
 SPLITS: Final = ("train", "dev", "test", "unseen")
 """Splits are disjoint. `unseen` holds what differs in kind, not only in number."""
@@ -41,9 +44,9 @@ class Task(Message, frozen=True):
 
     @property
     def id(self) -> str:
-        """`<family>_<index>`, AgentGym's spelling: textcraft_12."""
+        """`<family>_<index>`, AgentGym's spelling: textcraft_12; of a server, `remote_<index>`."""
         family = self.env.partition("?")[0].rpartition("-v")[0]
-        return f"{family}_{self.index}"
+        return f"{family or 'remote'}_{self.index}"
 
 
 class StepResult(Message, frozen=True):
@@ -159,6 +162,8 @@ class EnvSpec:
     turn_limit: int = 20
     reward_range: tuple[float, float] = (0.0, 1.0)
     cost: Cost = "inline"
+    host: Callable[[], Host] | None = field(default=None, compare=False, repr=False)
+    """Gives what opens its sessions, in place of what `cost` says: for worlds on a server."""
     workers: WorkerLimits = field(default_factory=WorkerLimits)
     """What its worker processes may use, where it runs in some."""
     deterministic: bool = True

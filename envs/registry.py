@@ -97,12 +97,14 @@ class Registry:
         return [self._family(id) for id in self.ids()]
 
     def resolve(self, name: str) -> EnvSpec:
-        """Settle an id with its options into a spec.
+        """Settle an id with its options into a spec; or the address of an AgentGym server.
 
         Raises:
             UnknownEnvironment: no such id; the text gives the nearest one.
             ConfigError: an option is unknown, ill-typed, given twice or out of range.
         """
+        if name.startswith(("http://", "https://")):
+            return _on_server(name)
         base, mark, query = name.partition("?")
         family = self._family(self._full_id(base))
         given = _options(family, query) if mark else {}
@@ -166,6 +168,13 @@ def _load(entry: EntryPoint) -> EnvFamily:
         what = f"the family {found.id}" if isinstance(found, EnvFamily) else type(found).__name__
         raise ConfigError(f"environment {entry.name}{owner}: {entry.value} is {what}, not it")
     return found
+
+
+def _on_server(url: str) -> EnvSpec:
+    """A world on an AgentGym server, by its address."""
+    from .agentgym.remote import spec_at  # it knows httpx, which takes long to import
+
+    return spec_at(url)
 
 
 def _options(family: EnvFamily, query: str) -> dict[str, Option]:

@@ -31,7 +31,7 @@ from .importable import Make, importable
 
 def wrap(spec: EnvSpec, wrapper: Callable[[Environment], Environment]) -> EnvSpec:
     """The same spec, with a wrapper around every session it makes."""
-    return replace(spec, make=_Wrapped(wrapper, spec.make, importable(spec)))
+    return replace(spec, make=_Wrapped(wrapper, spec.make, importable(spec)), host=None)
 
 
 class _Wrapped:

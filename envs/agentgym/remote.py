@@ -15,8 +15,11 @@ Not here: what the server's task numbers mean.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import httpx
 
@@ -30,13 +33,11 @@ from ...engine.errors import (
 from ...engine.trajectory import ChatMessage
 from ..base import Environment, EnvSpec, StepResult, Task
 from ..registry import resolve
-from .client import ANSWER_SECONDS, address, dialect_named
+from .client import ANSWER_SECONDS, AgentGymHost, address, dialect_named
 from .conversation import Call, Talk, read
-from .dialects import Dialect
+from .dialects import DIALECTS, Dialect
 
 T = TypeVar("T")
-
-FAMILY: Final = "agentgym-v1"
 
 
 class RemoteEnvironment(Environment):
@@ -160,6 +161,46 @@ def remote_spec(
         deterministic=deterministic,
         expert_success=0.0,  # there is none to ask
     )
+
+
+def spec_at(url: str) -> EnvSpec:
+    """The spec of a world by its address alone, as a command line has it.
+
+        http://127.0.0.1:36001/maze?tasks=26
+        http://127.0.0.1:36001?dialect=textcraft&tasks=544&deterministic=true
+
+    `dialect` is the last part of the path where it is not given. A token is taken from
+    $ROLLWAVE_TOKEN, because the address is written into the run.
+
+    Raises:
+        ConfigError: an option is unknown or missing, or the address carries a password.
+    """
+    base, _, query = url.partition("?")
+    base = base.rstrip("/")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(given.keys() - {"dialect", "tasks", "deterministic", "turn_limit"})
+    if unknown:
+        known = "dialect, tasks, deterministic and turn_limit"
+        raise ConfigError(f"{url}: no option {unknown[0]!r}; there are {known}")
+    if "@" in base:
+        raise ConfigError("the address would be written into the run: set $ROLLWAVE_TOKEN instead")
+    last = base.rpartition("/")[2]
+    dialect = dialect_named(given.get("dialect") or (last if last in DIALECTS else ""))
+    tasks, turns = given.get("tasks", ""), given.get("turn_limit", "0")
+    if not (tasks.isdecimal() and turns.isdecimal() and len(tasks + turns) < 18):
+        raise ConfigError(f"{url}: say how many tasks it has, as ?tasks=544")
+    replayable = given.get("deterministic", "false") == "true"
+    token = os.environ.get("ROLLWAVE_TOKEN", "")
+    spec = remote_spec(
+        base,
+        dialect,
+        tasks=int(tasks),
+        id=url,
+        turn_limit=int(turns),
+        deterministic=replayable,
+        make=lambda: RemoteEnvironment(base, dialect, token=token),
+    )
+    return replace(spec, host=lambda: AgentGymHost(base, dialect, token=token, rebuild=replayable))
 
 
 def _like(dialect: Dialect) -> EnvSpec | None:

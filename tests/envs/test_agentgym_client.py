@@ -10,6 +10,7 @@ from functools import partial
 import httpx
 import pytest
 import trio
+from rollwave.actors.embedding import open_engine
 from rollwave.engine.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -21,6 +22,7 @@ from rollwave.engine.testing import run_simulated
 from rollwave.envs.agentgym.asgi import Application
 from rollwave.envs.agentgym.client import AgentGymHost, address
 from rollwave.envs.agentgym.dialects import DIALECTS, Dialect
+from rollwave.envs.agentgym.listener import Listener, open_listeners
 from rollwave.envs.agentgym.remote import RemoteEnvironment, remote_spec
 from rollwave.envs.agentgym.server import WireServer
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
@@ -420,3 +422,44 @@ def test_a_password_in_the_address_is_shown_and_not_kept_in_it() -> None:
     url, headers = address("http://me:secret@host:8000/maze/")
     assert url == "http://host:8000/maze"
     assert headers["authorization"] == "Basic bWU6c2VjcmV0"
+
+
+def test_an_address_alone_is_an_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLWAVE_TOKEN", "t")
+    spec = resolve("http://127.0.0.1:1/maze?tasks=26")
+    assert (spec.id, len(spec.splits["test"])) == ("http://127.0.0.1:1/maze?tasks=26", 26)
+    assert spec.tasks("test")[3].id == "remote_3"
+    assert spec.host is not None
+    opened = spec.host()
+    assert isinstance(opened, AgentGymHost)
+    assert (opened.url, opened.dialect.name) == ("http://127.0.0.1:1/maze", "maze")
+    other = resolve("http://h:1?dialect=textcraft&tasks=5&deterministic=true&turn_limit=9")
+    assert (other.deterministic, other.turn_limit) == (True, 9)
+    for wrong, text in (
+        ("http://h:1?tasks=5", "no dialect"),
+        ("http://h:1/maze", "how many tasks"),
+        ("http://h:1/maze?tasks=-1", "how many tasks"),
+        ("http://h:1/maze?tasks=5&speed=2", "no option 'speed'"),
+        ("http://x:secret@h:1/maze?tasks=5", "ROLLWAVE_TOKEN"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            resolve(wrong)
+
+
+async def test_an_engine_plays_a_server_by_its_address() -> None:
+    listener = Listener(WireServer([resolve("maze-v1")]))
+    sockets = await open_listeners("127.0.0.1", 0)
+    env = f"http://127.0.0.1:{sockets[0].socket.getsockname()[1]}/maze?tasks=9"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.run, sockets)
+        async with open_engine("random", concurrency=4) as engine:
+            tasks = engine.tasks(env, "test")
+            ended = [one async for one in engine.rollout(tasks, turn_limit=4)]
+            assert [one.fault for one in ended] == [None] * 9
+            assert {len(one.turns) for one in ended} <= {1, 2, 3, 4}
+            spec = engine.spec(env)
+            host = engine.host(spec)
+            assert isinstance(host, AgentGymHost)
+            await host.aclose()
+        nursery.cancel_scope.cancel()
+    assert len(listener) == 0
