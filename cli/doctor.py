@@ -38,7 +38,7 @@ PACKAGES: Final = {
     "learn": ("torch", "transformers", "peft", "safetensors", "accelerate"),
     "laws": ("hypothesis",),
     "figures": ("matplotlib",),
-    "serve": ("fastapi", "hypercorn"),
+    "serve": ("httptools", "fastapi", "hypercorn"),
 }
 """Distributions by the extra that installs them."""
 
