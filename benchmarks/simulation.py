@@ -141,7 +141,7 @@ def workloads(folder: Path) -> Iterator[Workload]:
             yield source, world(1024, lambda _: 8, 8)
 
     yield Workload(name="stub server, heavy tail", open=stub, sessions=1024, concurrency=64)
-    backends: tuple[tuple[BackendName, int], ...] = (("vllm", 600), ("transformers", 96))
+    backends: tuple[tuple[BackendName, int], ...] = (("vllm", 600), ("transformers", 320))
     for backend, sessions in backends:
         if importlib.util.find_spec(backend) is not None:
             yield Workload(
