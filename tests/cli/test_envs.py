@@ -115,7 +115,7 @@ def test_the_mended_world_of_the_page_keeps_the_laws(
         "tells no secret",
         "snapshot equals replay",
     ]
-    played = page_block("python", "registry.register(FAMILY)")
+    played = page_block("python", 'registry.resolve("guess-number")')
     exec(compile(played, str(PAGE), "exec"), {})
     out, _ = capsys.readouterr()
     assert out.splitlines()[0] == "Guess a number from 0 to 99."
