@@ -86,8 +86,10 @@ def _sweep(ax: Any, results: Sequence[Simulated]) -> None:
         )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    plain = FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
+    ax.xaxis.set_major_formatter(plain)
+    ax.yaxis.set_major_formatter(plain)
+    ax.yaxis.set_minor_formatter(plain)
     ax.set_xticks(replicas)
     ax.set_xlabel("replicas")
     ax.set_ylabel("seconds for the whole")
@@ -96,10 +98,10 @@ def _sweep(ax: Any, results: Sequence[Simulated]) -> None:
 
 
 def _title(result: Simulated) -> str:
-    slots = f"{result.batch} slots each" if result.batch else "without bound"
+    slots = f"of {result.batch} slots" if result.batch else "without bound"
     replicas = "1 replica" if result.replicas == 1 else f"{result.replicas} replicas"
     return (
         f"{result.sessions:,} episodes, {result.turns:,} turns, {result.concurrency:,} at once, "
-        f"{replicas}, {slots}: {result.wall_seconds:,.0f} s, "
+        f"{replicas} {slots}: {result.wall_seconds:,.0f} s, "
         f"efficiency {result.efficiency:.0%}"
     )

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import trio
-from rollwave.benchmarks.stub_server import MODEL, TEXT, TOKEN_IDS, answers, stub_server
+from rollwave.benchmarks.stub_server import (
+    MODEL,
+    TEXT,
+    TOKEN_IDS,
+    answers,
+    latencies,
+    stub_server,
+)
 from rollwave.engine.http_transport import TrioTransport
 
 
@@ -92,3 +99,13 @@ async def test_the_latency_is_a_lower_bound() -> None:
             started = trio.current_time()
             await client.get("/v1/models")
             assert trio.current_time() - started >= 0.05
+
+
+def test_a_heavy_tail_has_its_median_and_depends_on_its_seed() -> None:
+    draw = latencies(0.04, 1.0, 3)
+    drawn = [draw() for _ in range(4001)]
+    again = latencies(0.04, 1.0, 3)
+    assert drawn[:9] == [again() for _ in range(9)]
+    assert sorted(drawn)[2000] == pytest.approx(0.04, rel=0.1)
+    assert max(drawn) > 10 * 0.04
+    assert latencies(0.04, 0.0, 3)() == 0.04
