@@ -16,6 +16,7 @@ from .requests import MAX_ID
 from .sessions import Served
 
 _INTEGER: Final = {"type": "integer", "minimum": -MAX_ID, "maximum": MAX_ID}
+_TASK: Final = {**_INTEGER, "type": ["integer", "null"]}
 _TEXT: Final = {"type": "string"}
 _FLAG: Final = {"type": "boolean"}
 _TEXTS: Final = {"type": "array", "items": _TEXT}
@@ -99,7 +100,7 @@ def _calls(dialect: Dialect) -> Iterator[tuple[str, str, dict[str, Any]]]:
     created = _operation("Make a session.", _or_error(_schema(dialect.created), hidden), _ERRORS)
     created["requestBody"] = _body({"type": "object"}, required=False)
     yield "/create", "post", created
-    reset: dict[str, Mapping[str, Any]] = {key: _INTEGER, dialect.task_field: _INTEGER}
+    reset: dict[str, Mapping[str, Any]] = {key: _INTEGER, dialect.task_field: _TASK}
     yield "/reset", "post", post("Start a task.", _schema(dialect.begun), **reset)
     step: dict[str, Mapping[str, Any]] = {key: _INTEGER, "action": _TEXT}
     yield "/step", "post", post("Act.", _schema(dialect.stepped), **step)

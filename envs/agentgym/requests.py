@@ -24,6 +24,8 @@ from .dialects import Dialect
 MAX_ID: Final = 2**63 - 1
 
 Number = Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)]
+_AnyNumber: Any = Number | float
+"""JSON has one kind of number: 5.0 is whole too."""
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
@@ -47,18 +49,18 @@ class Requests:
 
     @cached_property
     def _step(self) -> msgspec.json.Decoder[Any]:
-        return self._decoder(("id", Number, self.dialect.id_field), ("action", str, "action"))
+        return self._decoder(("id", _AnyNumber, self.dialect.id_field), ("action", str, "action"))
 
     @cached_property
     def _close(self) -> msgspec.json.Decoder[Any]:
-        return self._decoder(("id", Number, self.dialect.id_field))
+        return self._decoder(("id", _AnyNumber, self.dialect.id_field))
 
     @cached_property
     def _reset(self) -> msgspec.json.Decoder[Any]:
         # A call without a number means task 0: on TextCraft by its server, elsewhere its client.
-        index: Any = Number | None
+        index: Any = _AnyNumber | None
         return self._decoder(
-            ("id", Number, self.dialect.id_field), ("index", index, self.dialect.task_field, 0)
+            ("id", _AnyNumber, self.dialect.id_field), ("index", index, self.dialect.task_field, 0)
         )
 
     def _decoder(self, *fields: tuple[Any, ...]) -> msgspec.json.Decoder[Any]:
@@ -73,7 +75,10 @@ class Requests:
         Raises:
             Malformed: it is not one.
         """
-        return cast(Step, _read(self._step, body))
+        found = _read(self._step, body)
+        if type(found.id) is float:
+            found.id = _whole(found.id)
+        return cast(Step, found)
 
     def reset(self, body: bytes) -> tuple[int, int]:
         """Read a reset: (session, task).
@@ -82,7 +87,7 @@ class Requests:
             Malformed: it is not one.
         """
         found = _read(self._reset, body)
-        return found.id, found.index or 0
+        return _whole(found.id), _whole(found.index or 0)
 
     def close(self, body: bytes) -> int:
         """Read which session to close.
@@ -90,7 +95,7 @@ class Requests:
         Raises:
             Malformed: the body does not say it.
         """
-        return cast(int, _read(self._close, body).id)
+        return _whole(_read(self._close, body).id)
 
     def create(self, body: bytes) -> None:
         """Check the body of `/create`: none, or any object.
@@ -126,3 +131,14 @@ def _read(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         return decoder.decode(body)
     except _UNREADABLE as error:
         raise Malformed(str(error) or "the body is nested too deeply") from None
+
+
+def _whole(number: float) -> int:
+    """A number as an id or a task; one beyond `MAX_ID` names none.
+
+    Raises:
+        Malformed: it is not whole.
+    """
+    if not float(number).is_integer():
+        raise Malformed(f"{number} is no whole number")
+    return int(number)

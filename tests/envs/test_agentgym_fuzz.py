@@ -48,7 +48,7 @@ SESSION = st.one_of(st.integers(-1, 6), st.integers(-(2**70), 2**70), JSON)
 def bodies(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Bodies as the document has them, with and without what is required, and of other types."""
     fields = {
-        name: SESSION if kind["type"] == "integer" else st.text(max_size=40) | JSON
+        name: SESSION if "integer" in kind["type"] else st.text(max_size=40) | JSON
         for name, kind in schema.get("properties", {}).items()
     }
     return st.fixed_dictionaries({}, optional=fields) | JSON

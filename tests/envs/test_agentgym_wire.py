@@ -273,3 +273,18 @@ async def test_ids_cannot_be_guessed_where_that_is_asked_for() -> None:
     assert len(ids) == 20
     assert max(ids) > 1_000_000
     assert max(ids) < 2**53  # exact in every reader of JSON
+
+
+async def test_a_whole_number_may_be_written_with_a_point() -> None:
+    call = caller(resolve("textcraft-v1"))
+    await call.post("/create", {})
+    assert "Goal" in (await call.post("/reset", {"id": 0.0, "data_idx": 3.0}))["observation"]
+    assert (
+        "Inventory" in (await call.post("/step", {"id": 0.0, "action": "inventory"}))["observation"]
+    )
+    for wrong in (0.5, 1e300, "0", True, None):
+        answer = await call.post(
+            "/step", {"id": wrong, "action": "x"}, 200 if wrong == 1e300 else 422
+        )
+        assert answer["kind"] == ("unknown" if wrong == 1e300 else "malformed")
+    assert await call.post("/close", {"id": 0.0}) is True
