@@ -85,13 +85,15 @@ def test_an_empty_token_file_guards_nothing(
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing() -> None:
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """It has a plugin for pytest, so it belongs into an environment of its own, on the PATH."""
     tool = shutil.which("schemathesis")
     if tool is None:
         pytest.skip("schemathesis is not on the PATH")
     with served("--env", "textcraft-v1,maze-v1,wordle-v1") as answer:
         command = [tool, "run", answer["url"] + "/openapi.json", "--max-examples", "50"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        )
         assert done.returncode == 0, done.stdout[-3000:]
         assert httpx.get(answer["url"] + "/health").json() == {"status": "ok"}
