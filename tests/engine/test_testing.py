@@ -24,8 +24,8 @@ from rollwave.engine.supervisor import ChildSpec
 from rollwave.engine.system import ActorSystem
 from rollwave.engine.testing import (
     EventLog,
-    MessageFaults,
     InjectedFault,
+    MessageFaults,
     ProbeActor,
     event_digest,
     pinned_scheduler,
