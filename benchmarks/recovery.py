@@ -42,6 +42,7 @@ from ..engine.trajectory import Trajectory
 from . import lockstep
 from .disturbance import DisturbedHost, MortalBackend, Workload
 from .lockstep import Score
+from .quiet import quiet
 from .report import Spread, write
 
 RATES: Final = (0.0, 0.001, 0.01, 0.05, 0.2)
@@ -249,11 +250,11 @@ def main() -> int:
     for name in ("seeds", "episodes", "together"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    logging.getLogger("rollwave").setLevel(logging.ERROR)  # deaths are what is measured
     output = Output()
-    runs = measure(
-        RATES, options.seeds, options.episodes, options.together, options.deaths, options.again
-    )
+    with quiet(logging.ERROR):  # deaths are what is measured
+        runs = measure(
+            RATES, options.seeds, options.episodes, options.together, options.deaths, options.again
+        )
     rows = summarise(runs)
     show(rows, output)
     settings = {key: value for key, value in vars(options).items() if isinstance(value, int)}

@@ -15,7 +15,6 @@ Real time, real threads, real disk. Not here: figures on the virtual clock (`rec
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ import trio
 from ..cli.output import Cell, Output
 from . import vitals
 from .churn import Churn
+from .quiet import quiet
 from .report import write
 from .trend import TOLERANCES, WARM_UP, Trend, judge
 from .vitals import History, Sample
@@ -128,10 +128,9 @@ def main() -> int:
     options = parser.parse_args()
     if not options.minutes > 0:
         parser.error("--minutes must be above 0")
-    # What breaks, breaks on purpose, some thousand times.
-    logging.getLogger("rollwave").setLevel(logging.CRITICAL)
     output, seconds = Output(), 60 * options.minutes
-    with tempfile.TemporaryDirectory(prefix="rollwave-soak-") as directory:
+    # What breaks, breaks on purpose, some thousand times.
+    with tempfile.TemporaryDirectory(prefix="rollwave-soak-") as directory, quiet():
         churn = Churn(Path(directory), seconds, options.seed)
         soaked = trio.run(soak, churn, seconds, output)
     try:

@@ -14,7 +14,6 @@ Not here: the same as a property under Hypothesis (`tests/properties/test_tortur
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import time
@@ -33,6 +32,7 @@ from ..actors.simulation.random_plan import random_plan
 from ..actors.simulation.trial import examine, shrink
 from ..cli.output import Output
 from ..engine.errors import ConfigError
+from .quiet import quiet
 from .report import write
 
 ENOUGH: Final = 2000
@@ -117,10 +117,10 @@ def verdict(plan: FaultPlan) -> tuple[list[str], Any]:
 
 def some(first: int, plans: int, draw: Draw = random_plan) -> Tally:
     """Play the plans of these seeds, one after the other."""
-    _quiet()
     tally = Tally()
-    for seed in range(first, first + plans):
-        tally.enter(draw(seed))
+    with _quiet():
+        for seed in range(first, first + plans):
+            tally.enter(draw(seed))
     return tally
 
 
@@ -138,12 +138,18 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _quiet() -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Restarts and refused messages are what is asked for here: no warnings of them."""
-    logging.getLogger("rollwave").setLevel(logging.CRITICAL)
     import pyarrow
 
+    threads = pyarrow.cpu_count()
     pyarrow.set_cpu_count(1)  # tiny files: handing them to threads takes longer than reading
+    try:
+        with quiet():
+            yield
+    finally:
+        pyarrow.set_cpu_count(threads)
 
 
 def _ignore_interrupt() -> None:
@@ -205,9 +211,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/torture"))
     options = parser.parse_args()
     output = Output()
-    _quiet()
-    if options.plan is not None:
-        return _one(options.plan, output)
+    with _quiet():
+        return _run(options, output) if options.plan is None else _one(options.plan, output)
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    """Play many plans, print the tables, shrink what broke, write one JSON."""
     began = time.perf_counter()
 
     def told(tally: Tally) -> None:

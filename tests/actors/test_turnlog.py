@@ -287,6 +287,7 @@ def test_a_world_that_breaks_in_the_replay_costs_its_own_episode(tmp_path: Path)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 2)), max_size=20))
+@settings(deadline=None)
 def test_progress_is_a_prefix_under_one_seed(entries: list[tuple[int, int, int]]) -> None:
     """Whatever order turns were logged in: from turn 0 on, without a hole, of one seed."""
     turn = Turn("o", "c", "a", 0.0)
