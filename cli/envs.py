@@ -1,4 +1,4 @@
-"""`rollwave envs list` and `rollwave envs check ENV`.
+"""`rollwave envs list`, `rollwave envs check ENV` and `rollwave envs new NAME`.
 
 Invariant: `check` leaves with code 0 if every law holds, 1 if one is broken, and 2
 if there is nothing to check.
@@ -117,6 +117,28 @@ def check(
     )
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case words with hyphens.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the two files.")] = Path(),
+    json: Json = False,
+) -> None:
+    """Write a world of your own that keeps every law, and its test, to begin from."""
+    from .skeleton import write
+
+    output = Output(json=json)
+    world, test = write(name, out)
+    where = "" if out == Path() else f"cd {out} && "
+    for line in (
+        f"wrote {world} and {test}; next:",
+        f"  {where}rollwave envs check {world.stem}:FAMILY",
+        f"  {where}rollwave rollout --env {world.stem}:FAMILY --out runs/{name}",
+        f"  {where}python -m pytest {test.name}",
+    ):
+        output.text(line)
+    output.result({"files": [str(world), str(test)], "family": f"{world.stem}:FAMILY"})
 
 
 def find(name: str) -> EnvSpec:

@@ -13,7 +13,9 @@ import typer
 Env = Annotated[
     str,
     typer.Option(
-        "--env", help="Environment id, with options as `name-vN?option=value`; several by comma."
+        "--env",
+        help="Environment id, with options as `name-vN?option=value`, or `module:FAMILY` of your "
+        "own; several by comma.",
     ),
 ]
 Tasks = Annotated[

@@ -17,11 +17,12 @@ from ..actors.policy_source import BackendName, policy_source
 from ..actors.protocol import Sampling
 from ..actors.turnlog import read_progress
 from ..actors.waves import WavePlan, play_wave, require_settings
-from ..engine.errors import ConfigError
+from ..engine.errors import ConfigError, UnknownEnvironment
 from ..engine.store import Store
 from ..engine.trajectory import Trajectory
-from ..envs.base import Task
+from ..envs.base import EnvSpec, Task
 from ..envs.registry import resolve
+from .envs import find
 from .interrupt import keeping, run
 from .output import Output
 from .progress import progress_view
@@ -78,7 +79,7 @@ def choose_tasks(env: str, tasks: str | None, split: str | None, limit: int | No
         raise ConfigError("give --tasks A:B or --split NAME, not both")
     chosen: list[Task] = []
     for name in filter(None, (part.strip() for part in env.split(","))):
-        spec = resolve(name)
+        spec = _playable(name)
         if tasks is None:
             chosen += spec.tasks(split or "test", limit=limit)
         else:
@@ -86,6 +87,15 @@ def choose_tasks(env: str, tasks: str | None, split: str | None, limit: int | No
     if not chosen:
         raise ConfigError("no task is left to play: check --env, --tasks, --split and --limit")
     return chosen
+
+
+def _playable(name: str) -> EnvSpec:
+    """The spec of an id or of `module:FAMILY`, which the engine finds again by its id."""
+    spec = find(name)
+    try:
+        return resolve(spec.id)
+    except UnknownEnvironment:
+        raise ConfigError(f"{name} is one spec, not a family: name its EnvFamily") from None
 
 
 def _numbers(text: str) -> list[int]:
