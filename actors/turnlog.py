@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ..engine.errors import MessageTooLarge, StoreError
+from ..engine.errors import MessageError, StoreError
 from ..engine.journal import Journal, read_journal
 from ..engine.trajectory import Outcome, Trajectory
 from .protocol import TurnTaken
@@ -40,10 +40,10 @@ class TurnLog:
     def record(self, taken: TurnTaken) -> None:
         """Append a turn, without waiting for the disk.
 
-        A turn too large for a message is left out; a journal that has been closed, or
-        whose disk fails, is the collector's to complain about.
+        A turn that no message can carry (too large, half a character) is left out; a journal
+        that has been closed is the collector's to complain about.
         """
-        with suppress(MessageTooLarge, StoreError):
+        with suppress(MessageError, StoreError):
             self._journal.append(taken)
             self._stir()
 

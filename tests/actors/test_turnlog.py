@@ -312,6 +312,7 @@ def test_a_turn_that_cannot_be_logged_harms_nobody(tmp_path: Path) -> None:
         small = TurnTaken("e", 0, 1, Turn("o", "c", "a", 0.0), b"", b"")
         log.record(small)
         log.record(msgspec.structs.replace(small, token_ids=bytes(MAX_MESSAGE_BYTES)))
+        log.record(msgspec.structs.replace(small, turn=Turn("o", "\ud800", "a", 0.0)))
         await journal.close()
         log.record(small)
 
