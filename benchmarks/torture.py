@@ -39,7 +39,7 @@ ENOUGH: Final = 2000
 """Plans after which every kind of fault must have struck."""
 _CHUNK: Final = 25
 _PLAN_SECONDS: Final = 120.0
-"""Real seconds for one plan; a healthy one takes a tenth of one."""
+"""Of CPU, for one plan; a healthy one takes a tenth of one."""
 _SHRUNK: Final = 3
 """Broken plans that are shrunk; more of them are only counted and listed."""
 
@@ -47,7 +47,7 @@ Draw = Callable[[int], FaultPlan]
 
 
 class Hung(BaseException):
-    """A plan that takes real time without end: virtual time stands still in it."""
+    """A plan that computes without end: virtual time stands still in it."""
 
 
 @dataclass
