@@ -168,8 +168,8 @@ class _Playing:
         self._ended = {id_: record for id_, record in ended.items() if id_ in self._wanted}
         if self._too_many():
             # It was given up for them. If the world still is broken, that shows again.
-            scored = self._ended.items()
-            self._ended = {id_: t for id_, t in scored if t.outcome is not Outcome.FAULT}
+            kept = self._ended.items()
+            self._ended = {id_: t for id_, t in kept if t.outcome is not Outcome.FAULT}
 
     def missing(self) -> list[str]:
         """Ids of the episodes that have not ended, or were cancelled."""
