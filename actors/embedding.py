@@ -41,7 +41,7 @@ from ..envs.base import EnvSpec, Task
 from ..envs.formats import get_format
 from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
 from ..envs.registry import resolve
-from ..envs.worker import Owner, WorkerHost
+from ..envs.worker.host import Owner, WorkerHost
 from .collector import Collector
 from .dispatcher import Dispatcher, trajectory_id
 from .episode import SessionSettings

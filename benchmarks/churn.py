@@ -49,8 +49,8 @@ from ..engine.store import Store
 from ..engine.trajectory import Outcome
 from ..envs.base import Environment, EnvSpec, Task
 from ..envs.registry import resolve
-from ..envs.worker import WorkerHost
-from ..envs.worker_limits import WorkerLimits
+from ..envs.worker.host import WorkerHost
+from ..envs.worker.limits import WorkerLimits
 from ..envs.wrappers import Flaky, Trouble
 
 CONCURRENCY: Final = 64

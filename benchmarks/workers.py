@@ -29,8 +29,8 @@ from ..engine.child import ChildSpec
 from ..engine.system import ActorSystem
 from ..envs.base import Environment, EnvSpec, StepResult, Task
 from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
-from ..envs.worker import Owner, WorkerHost
-from ..envs.worker_limits import WorkerLimits
+from ..envs.worker.host import Owner, WorkerHost
+from ..envs.worker.limits import WorkerLimits
 from .report import Spread, write
 
 SESSIONS: Final = (1, 256)

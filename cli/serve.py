@@ -26,7 +26,7 @@ from .output import Output
 if TYPE_CHECKING:
     from ..envs.agentgym.server import WireServer
     from ..envs.hosting import Host
-    from ..envs.worker import Owner
+    from ..envs.worker.host import Owner
 
 _VARIABLE: Final = "ROLLWAVE_TOKEN"
 
@@ -100,7 +100,7 @@ class _Hosts(NamedTuple):
 
 def _hosts(specs: Sequence[EnvSpec]) -> _Hosts:
     """Worker processes for the worlds that ask for them."""
-    from ..envs.worker import Owner, WorkerHost
+    from ..envs.worker.host import Owner, WorkerHost
 
     costly = [spec for spec in specs if spec.cost == "worker"]
     if not costly:

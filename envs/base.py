@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from ..engine.codec import Message
 from ..engine.errors import ConfigError, EnvironmentFault
 from ..engine.trajectory import ChatMessage
-from .worker_limits import WorkerLimits
+from .worker.limits import WorkerLimits
 
 if TYPE_CHECKING:
     from .hosting import Host

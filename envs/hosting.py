@@ -10,7 +10,7 @@ host is right.
 Invariant: each environment that was made is closed once, also if it was made too late
 to be wanted, and also if its episode was given up while a call was still in it.
 
-Not here: worker processes (`worker`), deadlines and outcomes (the session's).
+Not here: worker processes (`worker.host`), deadlines and outcomes (the session's).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ or class at the top of a module, or a `functools.partial` of one.
 
 Invariant: what another process makes is what `spec.make` makes, or `pack` refuses.
 
-Not here: the process (`worker_process`).
+Not here: the process (`worker.process`).
 """
 
 from __future__ import annotations

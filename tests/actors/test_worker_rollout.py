@@ -16,8 +16,8 @@ from rollwave.engine.trajectory import Outcome, Trajectory
 from rollwave.envs.base import EnvSpec
 from rollwave.envs.hosting import InlineHost
 from rollwave.envs.registry import resolve
-from rollwave.envs.worker import WorkerHost
-from rollwave.envs.worker_limits import WorkerLimits
+from rollwave.envs.worker.host import WorkerHost
+from rollwave.envs.worker.limits import WorkerLimits
 from rollwave.envs.wrappers import Wrapper, wrap
 
 IDS = ("maze-grid-v1", "textcraft-v1")

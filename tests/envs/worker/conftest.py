@@ -13,8 +13,8 @@ import trio
 from rollwave.engine.child import ChildSpec
 from rollwave.engine.system import ActorSystem
 from rollwave.envs.base import EnvSpec
-from rollwave.envs.worker import Owner, WorkerHost
-from rollwave.envs.worker_limits import WorkerLimits
+from rollwave.envs.worker.host import Owner, WorkerHost
+from rollwave.envs.worker.limits import WorkerLimits
 
 OpenHost = Callable[..., AbstractAsyncContextManager[WorkerHost]]
 

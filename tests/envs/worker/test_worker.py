@@ -22,7 +22,7 @@ from rollwave.engine.errors import (
 from rollwave.envs.base import Task
 from rollwave.envs.hosting import Host, Hosted, InlineHost
 from rollwave.envs.registry import resolve
-from rollwave.envs.worker import WorkerHost
+from rollwave.envs.worker.host import WorkerHost
 
 TASK = Task("troubled-v1", 3, "train")
 

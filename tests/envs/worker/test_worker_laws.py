@@ -14,7 +14,7 @@ from rollwave.envs.base import Environment, StepResult, Task
 from rollwave.envs.hosting import Hosted, InlineHost
 from rollwave.envs.laws import broken, check
 from rollwave.envs.registry import BUILT_IN, resolve
-from rollwave.envs.worker import WorkerHost
+from rollwave.envs.worker.host import WorkerHost
 
 
 async def transcript(session: Hosted, task: Task, seed: int) -> list[object]:

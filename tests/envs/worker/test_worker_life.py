@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import trio
 from rollwave.engine.errors import ConfigError, EnvironmentFault, EnvironmentLost
-from rollwave.envs import worker as worker_module
-from rollwave.envs import worker_process
 from rollwave.envs.base import Task
 from rollwave.envs.hosting import Hosted
-from rollwave.envs.worker import Owner, WorkerHost
-from rollwave.envs.worker_limits import WorkerLimits
+from rollwave.envs.worker import host as worker_host
+from rollwave.envs.worker import process as worker_process
+from rollwave.envs.worker.host import Owner, WorkerHost
+from rollwave.envs.worker.limits import WorkerLimits
 
 TASK = Task("troubled-v1", 3, "train")
 
@@ -104,7 +104,7 @@ import sys, trio
 from rollwave.engine.child import ChildSpec
 from rollwave.engine.system import ActorSystem
 from rollwave.envs.registry import resolve
-from rollwave.envs.worker import Owner, WorkerHost
+from rollwave.envs.worker.host import Owner, WorkerHost
 
 async def main():
     async with ActorSystem() as system:
@@ -252,8 +252,8 @@ class Unloadable(Poison):
 async def test_a_world_that_kills_every_process_is_given_up(
     troubled: Any, open_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "INTENSITY", worker_module.RestartIntensity(2, 60.0))
-    monkeypatch.setattr(worker_module, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_host, "INTENSITY", worker_host.RestartIntensity(2, 60.0))
+    monkeypatch.setattr(worker_host, "PAUSE_SECONDS", 0.5)
     async with open_host(troubled.spec(make=Poison())) as host:
         async with trio.open_nursery() as nursery:
             for _ in range(3):
@@ -271,8 +271,8 @@ async def test_a_world_that_kills_every_process_is_given_up(
 async def test_the_pause_after_giving_up_has_an_end(
     troubled: Any, open_host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(worker_module, "INTENSITY", worker_module.RestartIntensity(0, 60.0))
-    monkeypatch.setattr(worker_module, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(worker_host, "INTENSITY", worker_host.RestartIntensity(0, 60.0))
+    monkeypatch.setattr(worker_host, "PAUSE_SECONDS", 0.0)
     async with open_host(troubled.spec(make=troubled.OnceBroken(str(tmp_path)))) as host:
         session = None
         while session is None:
@@ -294,7 +294,7 @@ class Slow(Poison):
 async def test_a_world_that_is_never_imported_is_given_up(
     troubled: Any, open_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "INTENSITY", worker_module.RestartIntensity(0, 60.0))
+    monkeypatch.setattr(worker_host, "INTENSITY", worker_host.RestartIntensity(0, 60.0))
     async with open_host(troubled.spec(make=Slow()), start_seconds=0.3) as host:
         with pytest.raises(EnvironmentFault, match=r"the start of .*took longer than 0.3 s"):
             await host.open()

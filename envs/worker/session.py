@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engine.codec import Message
-from .base import StepResult, Task
-from .hosting import Hosted
-from .worker_actor import Worker
-from .worker_protocol import (
+from ...engine.codec import Message
+from ..base import StepResult, Task
+from ..hosting import Hosted
+from .actor import Worker
+from .protocol import (
     Close,
     Done,
     Hint,

@@ -8,7 +8,7 @@ was in, and since when.
 Invariant: the worker alone writes, the engine alone reads; each number is one aligned
 store of eight bytes, and "began" is written before the session it belongs to.
 
-Not here: what is done about it (`worker_actor`).
+Not here: what is done about it (`actor`).
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..engine import errors
-from ..engine.codec import Message
-from ..engine.errors import AskFailed, FaultKind, RollwaveError, classify
-from .base import Task
+from ...engine import errors
+from ...engine.codec import Message
+from ...engine.errors import AskFailed, FaultKind, RollwaveError, classify
+from ..base import Task
 
 NAME: Final = "environments"
 """Under which a worker serves its sessions."""

@@ -22,7 +22,7 @@ Invariants:
 * an environment whose workers die again and again before they answer a step is given
   up for `PAUSE_SECONDS`: its sessions are refused with the reason. Other environments go on.
 
-Not here: one worker's life (`worker_actor`), one session (`worker_session`).
+Not here: one worker's life (`actor`), one session (`session`).
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from typing import Final
 
 import trio
 
-from ..engine.actor import Actor
-from ..engine.errors import ActorDead, EnvironmentFault, RollwaveError
-from ..engine.restart import Backoff, Restart, RestartIntensity
-from ..engine.supervisor import ChildSpec, Exit, Supervisor
-from .base import EnvSpec
-from .hosting import Host, Hosted
-from .importable import pack
-from .rebuilding import Rebuilding
-from .worker_actor import Worker
-from .worker_limits import WorkerLimits
-from .worker_process import CLOSE_SECONDS, TERMINATE_SECONDS
-from .worker_protocol import Load
-from .worker_session import WorkerSession
+from ...engine.actor import Actor
+from ...engine.errors import ActorDead, EnvironmentFault, RollwaveError
+from ...engine.restart import Backoff, Restart, RestartIntensity
+from ...engine.supervisor import ChildSpec, Exit, Supervisor
+from ..base import EnvSpec
+from ..hosting import Host, Hosted
+from ..importable import pack
+from ..rebuilding import Rebuilding
+from .actor import Worker
+from .limits import WorkerLimits
+from .process import CLOSE_SECONDS, TERMINATE_SECONDS
+from .protocol import Load
+from .session import WorkerSession
 
 INTENSITY: Final = RestartIntensity(max_restarts=10, window_seconds=60.0)
 """Of workers that die before they answered a step."""

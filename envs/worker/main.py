@@ -1,6 +1,6 @@
-"""A worker process: `python -m rollwave.envs.worker_main SOCKET PAGE PARENT NICENESS MIB`.
+"""A worker process: `python -m rollwave.envs.worker.main SOCKET PAGE PARENT NICENESS MIB`.
 
-Started by `worker_process`, with two inherited file descriptors: the connection to the
+Started by `process`, with two inherited file descriptors: the connection to the
 engine, and the page that says what it is doing. It does nothing but answer, in its main
 thread, one call after another; a world may do there what it likes.
 
@@ -8,7 +8,7 @@ Invariants: it ends with its engine, however that ends; what a world prints goes
 engine's log; a process that a world forks never answers in its place. Neither torch nor a
 model is loaded here.
 
-Not here: the sessions themselves (`worker_sessions`).
+Not here: the sessions themselves (`sessions`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import sys
 from contextlib import suppress
 from typing import Final, cast
 
-from ..engine.codec import Message, decoder, encode
-from ..engine.errors import ActorDead, MessageError
-from ..engine.plain import PlainChannel
-from ..engine.wire import Answered, Asked, Failed, Told, failed, too_large
-from .importable import unpack
-from .worker_page import Page
-from .worker_protocol import NAME, Load, Loaded, Request, raised
-from .worker_sessions import SESSION_REQUESTS, Sessions
+from ...engine.codec import Message, decoder, encode
+from ...engine.errors import ActorDead, MessageError
+from ...engine.plain import PlainChannel
+from ...engine.wire import Answered, Asked, Failed, Told, failed, too_large
+from ..importable import unpack
+from .page import Page
+from .protocol import NAME, Load, Loaded, Request, raised
+from .sessions import SESSION_REQUESTS, Sessions
 
 _PR_SET_PDEATHSIG: Final = 1
 

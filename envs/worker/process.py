@@ -9,8 +9,8 @@
 Invariants: whatever ends `run`, the process is dead and reaped when it returns, and so is
 whatever it had started in its own process group; an ask that waits then has failed.
 
-Not here: whether another follows (`worker_actor`), and the child's own side
-(`worker_main`).
+Not here: whether another follows (`actor`), and the child's own side
+(`main`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from ..engine.codec import Message, decoder, encode
-from ..engine.errors import ActorDead, DeadlineExceeded, MessageError
-from ..engine.remote import Remote, attach
-from ..engine.wire import Asked
-from .worker_limits import WorkerLimits
-from .worker_page import Page, Progress
-from .worker_protocol import NAME, Raised
+from ...engine.codec import Message, decoder, encode
+from ...engine.errors import ActorDead, DeadlineExceeded, MessageError
+from ...engine.remote import Remote, attach
+from ...engine.wire import Asked
+from .limits import WorkerLimits
+from .page import Page, Progress
+from .protocol import NAME, Raised
 
 M = TypeVar("M", bound=Message)
 
@@ -177,7 +177,7 @@ class WorkerProcess:
         Raises:
             ActorDead: the process has ended.
             MessageTooLarge: request or answer are.
-            RollwaveError: what the world raised (see `worker_protocol.Raised`).
+            RollwaveError: what the world raised (see `protocol.Raised`).
         """
         assert self._remote is not None  # `connected` comes first
         payload = await self._remote.request(Asked, NAME, encode(request))
@@ -251,4 +251,4 @@ class WorkerProcess:
                 os.kill(self.pid, number)
 
 
-_MAIN: Final = f"{__package__}.worker_main"
+_MAIN: Final = f"{__package__}.main"

@@ -2,7 +2,7 @@
 
 Invariant: every limit is finite, and holds for one environment in one engine.
 
-Not here: who enforces them (`worker`, `worker_process`, and `worker_main` in the child).
+Not here: who enforces them (`host`, `process`, and `main` in the child).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..engine.errors import ConfigError
+from ...engine.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

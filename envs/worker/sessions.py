@@ -3,7 +3,7 @@
 Invariant: every request has one answer; whatever the world raises, `SystemExit` too, is
 an answer and harms no other session.
 
-Not here: the connection and the process (`worker_main`).
+Not here: the connection and the process (`main`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..engine.codec import Message
-from ..engine.errors import EnvironmentFault
-from .answers import require_actions, require_result, require_text
-from .base import Environment
-from .worker_page import Page
-from .worker_protocol import (
+from ...engine.codec import Message
+from ...engine.errors import EnvironmentFault
+from ..answers import require_actions, require_result, require_text
+from ..base import Environment
+from .page import Page
+from .protocol import (
     Census,
     Close,
     Counted,

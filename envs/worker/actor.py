@@ -13,7 +13,7 @@ Invariants: a call that is past its deadline ends with its process, and names en
 task and action; every session of a process that is gone hears of it, and whether it was
 its own call.
 
-Not here: which worker a session goes to (`worker`), the process itself (`worker_process`).
+Not here: which worker a session goes to (`host`), the process itself (`process`).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from ..engine.actor import Actor
-from ..engine.codec import Message
-from ..engine.errors import (
+from ...engine.actor import Actor
+from ...engine.codec import Message
+from ...engine.errors import (
     ActorDead,
     ConfigError,
     DeadlineExceeded,
     EnvironmentLost,
     RollwaveError,
 )
-from .worker_process import WorkerProcess
-from .worker_protocol import Census, Counted, Loaded
+from .process import WorkerProcess
+from .protocol import Census, Counted, Loaded
 
 if TYPE_CHECKING:
-    from .worker import WorkerHost
-    from .worker_session import WorkerSession
+    from .host import WorkerHost
+    from .session import WorkerSession
 
 M = TypeVar("M", bound=Message)
 
