@@ -47,7 +47,7 @@ from ..engine.store import Store
 from ..engine.supervisor import ChildSpec
 from ..engine.system import ActorSystem
 from ..envs.base import EnvSpec
-from ..learners.settings import CloningSettings
+from ..learners.settings import TrainingSettings
 from ..learners.stopping import Decision, Score, judge
 from .arena import Arena, Curriculum, curriculum
 from .config import CampaignConfig
@@ -186,7 +186,7 @@ class _Campaign:
             )
 
     async def clone(
-        self, learner: ActorRef, start: str, name: str, settings: CloningSettings
+        self, learner: ActorRef, start: str, name: str, settings: TrainingSettings
     ) -> str:
         """Clone the experts from `start` into models/`name`."""
         order = UpdatePolicy(
@@ -266,13 +266,14 @@ class _Waves:
         for wave in range(1, config.stop.waves + 1):
             await self.arena.explore(wave, self.main)
             order = UpdatePolicy(
-                "agent_evol",
+                "evolve",
                 msgspec.json.encode(config.learner),
                 (str(campaign.wave_path(_EXPERT_WAVE)),) if experts else (),
-                tuple(str(campaign.wave_path(m)) for m in range(1, wave + 1)),
+                tuple(str(campaign.wave_path(m)) for m in self._history(wave)),
                 {"base_bc": cloned, "pretrained": base, "last": last},
                 campaign.tasks.evaluation,
                 str(campaign.model_path(f"policy-{wave:04d}")),
+                wave,
             )
             try:
                 last = await campaign.step(self.learner, order)
@@ -296,6 +297,11 @@ class _Waves:
                     f"in {config.stop.patience} waves"
                 )
         return f"all {config.stop.waves} waves were run"
+
+    def _history(self, wave: int) -> range:
+        """The waves that the algorithm learns from after this one."""
+        everything = self.campaign.config.learner.history == "all"
+        return range(1 if everything else wave, wave + 1)
 
     async def control(self, cloned: str) -> None:
         """The control arm: the same base and optimiser steps, experts only.

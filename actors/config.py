@@ -25,7 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..engine.errors import ConfigError
-from ..learners.settings import CloningSettings, EvolSettings
+from ..learners.settings import AnyLearner, EvolSettings, TrainingSettings
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,9 +162,9 @@ class CampaignConfig(_Section, frozen=True):
     model: ModelSection = ModelSection()
     inference: InferenceSection = InferenceSection()
     experts: ExpertsSection = ExpertsSection()
-    cloning: CloningSettings = CloningSettings()
+    cloning: TrainingSettings = TrainingSettings()
     rollout: RolloutSection = RolloutSection()
-    learner: EvolSettings = EvolSettings()
+    learner: AnyLearner = EvolSettings()
     evaluate: EvaluateSection = EvaluateSection()
     stop: StopSection = StopSection()
     control: ControlSection = ControlSection()
@@ -196,6 +196,9 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
     Raises:
         ConfigError: an unknown key, a wrong type, or values that contradict each other.
     """
+    learner = document.get("learner")
+    if isinstance(learner, dict):
+        document = {**document, "learner": {"algorithm": "agent_evol"} | learner}
     try:
         config = msgspec.convert(document, CampaignConfig)
     except (msgspec.ValidationError, ConfigError) as error:

@@ -46,8 +46,8 @@ from ..engine.errors import (
 )
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
-from ..learners.base import Report
-from ..learners.settings import CloningSettings, EvolSettings
+from ..learners.base import Evidence, Report
+from ..learners.settings import AnyLearner, TrainingSettings
 from .monitor import Snapshot, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
 
@@ -178,24 +178,23 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
     if order.algorithm == "clone":
         from ..learners.behaviour_cloning import BehaviourCloning
 
-        settings = msgspec.json.decode(order.settings, type=CloningSettings)
+        settings = msgspec.json.decode(order.settings, type=TrainingSettings)
         return BehaviourCloning(settings, _start(order, "last")).update(
             [t for part in experts for t in part], out=order.out, progress=progress
         )
-    if order.algorithm == "agent_evol":
-        from ..learners.agent_evol import AgentEvol
+    if order.algorithm == "evolve":
+        from ..learners.algorithms import evolve
 
-        evolution = AgentEvol(
-            msgspec.json.decode(order.settings, type=EvolSettings),
-            base_bc=_start(order, "base_bc"),
-            pretrained=_start(order, "pretrained"),
-            evaluation=[(task.env, task.id) for task in order.evaluation],
+        evidence = Evidence(
+            starts=order.starts,
+            experts=[t for part in experts for t in part],
+            waves=_read(order.waves),
+            number=order.wave,
+            evaluation=frozenset((task.env, task.id) for task in order.evaluation),
         )
-        evolution.last = _start(order, "last")
-        waves = _read(order.waves)
-        dataset = evolution.select([t for part in experts for t in part], waves)
-        return evolution.update(dataset, out=order.out, progress=progress)
-    raise ConfigError(f"no learner is called {order.algorithm!r}; there are clone, agent_evol")
+        learner = msgspec.json.decode(order.settings, type=AnyLearner)
+        return evolve(learner, evidence, out=order.out, progress=progress)
+    raise ConfigError(f"no order is called {order.algorithm!r}; there are clone, evolve")
 
 
 def _words(step: int, steps: int, metrics: Mapping[str, float]) -> str:

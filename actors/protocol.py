@@ -175,9 +175,9 @@ class UpdatePolicy(Message, frozen=True):
     """Campaign → learner: run one evolution step and write its model directory."""
 
     algorithm: str
-    """"clone" or "agent_evol"."""
+    """"clone" (the experts alone) or "evolve" (by the algorithm that the settings name)."""
     settings: bytes
-    """JSON of that algorithm's settings."""
+    """JSON of `TrainingSettings`, or of an algorithm's settings with its tag."""
     experts: tuple[str, ...]
     """Paths of wave files with expert trajectories."""
     waves: tuple[str, ...]
@@ -187,6 +187,8 @@ class UpdatePolicy(Message, frozen=True):
     evaluation: tuple[Task, ...]
     """Tasks that must never be learned from."""
     out: str
+    wave: int = 0
+    """Number of the newest of the waves."""
 
 
 class PolicyUpdated(Message, frozen=True):

@@ -35,7 +35,7 @@ from ..engine.codec import unpack_floats
 from ..engine.errors import BadSample, ConfigError, EmptyWave, EvaluationLeak
 from ..engine.seeds import generator
 from ..engine.trajectory import Trajectory
-from .base import Learner, Progress, Report
+from .base import Evidence, Learner, Progress, Report
 from .behaviour_cloning import clone
 from .filters import Filtered, TaskKey, above, capped, distinct, task_key
 from .settings import EvolSettings
@@ -69,6 +69,22 @@ class Dataset(Sequence[Trajectory]):
 
     def __len__(self) -> int:
         return len(self.trajectories)
+
+
+def evolve(
+    settings: EvolSettings, evidence: Evidence, *, out: str, progress: Progress | None = None
+) -> Report:
+    """One evolution step of a campaign; see `algorithms.evolve`."""
+    learner = AgentEvol(
+        settings,
+        base_bc=evidence.start("base_bc"),
+        pretrained=evidence.start("pretrained"),
+        evaluation=evidence.evaluation,
+    )
+    learner.last = evidence.start("last")
+    return learner.update(
+        learner.select(evidence.experts, evidence.waves), out=out, progress=progress
+    )
 
 
 class AgentEvol(Learner):

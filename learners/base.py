@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..engine.errors import ConfigError
 from ..engine.trajectory import Trajectory
 
 
@@ -44,6 +45,32 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 A run that goes on after a crash calls it once before, with the step it resumes at; its
 metrics then have `resumed`. What it raises ends the training; what is checkpointed stays.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a campaign has when an evolution step begins."""
+
+    starts: Mapping[str, str]
+    """Model directories by role: "pretrained" (before cloning), "base_bc" (cloned from the
+    experts, or pretrained), "last" (the newest policy)."""
+    experts: Sequence[Trajectory] = ()
+    waves: Sequence[Sequence[Trajectory]] = ()
+    """Sealed waves of this campaign, oldest first; as many as the algorithm's `history` asks."""
+    number: int = 1
+    """Of the newest wave, counted from 1."""
+    evaluation: frozenset[tuple[str, str]] = frozenset()
+    """(environment id, task id) of tasks that must never be learned from."""
+
+    def start(self, role: str) -> str:
+        """The model directory of a role.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if role not in self.starts:
+            raise ConfigError(f"the evolution step needs a model directory to start from: {role!r}")
+        return self.starts[role]
 
 
 class Learner(ABC):

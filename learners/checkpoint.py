@@ -29,6 +29,9 @@ from .directories import atomic_directory
 FORMAT: Final = 2
 _TENSOR_FILES: Final = ("weights.safetensors", "optimiser.safetensors")
 
+CARRIED: Final = "training/optimiser.safetensors"
+"""The optimiser's state beside a finished policy, where the next evolution step goes on with it."""
+
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a checkpoint that is not tensors."""
@@ -71,12 +74,15 @@ def hash_file(path: Path) -> str:
 
 
 def hash_model(path: str | Path) -> str:
-    """Hash what makes a model directory's answers: configuration, weights and tokenizer."""
+    """Hash what makes a model directory's answers: configuration, weights and tokenizer.
+
+    A critic and an optimiser's state, in directories below it, count too.
+    """
     digest = blake2b(digest_size=16)
-    for file in sorted(Path(path).iterdir()):
+    for file in sorted(Path(path).rglob("*")):
         names = ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
         if file.suffix in (".safetensors", ".bin") or file.name in names:
-            digest.update(f"{file.name}:{hash_file(file)};".encode())
+            digest.update(f"{file.relative_to(path)}:{hash_file(file)};".encode())
     return digest.hexdigest()
 
 
@@ -97,11 +103,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
-    moments: dict[str, Tensor] = {}
-    states = optimiser.state_dict()["state"]
-    for index, name in enumerate(weights):
-        for key, value in states.get(index, {}).items():
-            moments[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    moments = _moments(weights, optimiser)
     tensors = {n: p.detach().cpu().contiguous() for n, p in weights.items()}
     with atomic_directory(path) as draft:
         save_file(tensors, draft / _TENSOR_FILES[0])
@@ -169,17 +171,76 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in weights.items():
             parameter.copy_(tensors[name])
+    if not _put_moments(moments, weights, optimiser):
+        raise _corrupt(path, f"{_TENSOR_FILES[1]} is of another model")
+    torch.set_rng_state(torch.frombuffer(bytearray(state.random_state), dtype=torch.uint8))
+    return state
+
+
+def save_moments(
+    model: Path, weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Leave the optimiser's state in a model directory, for the evolution step that follows."""
+    from safetensors.torch import save_file
+
+    path = model / CARRIED
+    path.parent.mkdir(exist_ok=True)  # beside the weights, a server would load it as weights
+    save_file(_moments(weights, optimiser), path)
+
+
+def load_moments(
+    model: str | Path, weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> bool:
+    """Take up the optimiser's state of the step before; False where there is none.
+
+    Raises:
+        CheckpointCorrupt: the file is damaged, or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(model) / CARRIED
+    if not path.exists():
+        return False
+    try:
+        moments = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointCorrupt(
+            f"{path}: {error}. Without it the optimiser starts afresh"
+        ) from error
+    if not _put_moments(moments, weights, optimiser):
+        raise CheckpointCorrupt(
+            f"{path} is of another model: without it the optimiser starts afresh"
+        )
+    return True
+
+
+def _moments(weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors as `<parameter>/<key>`."""
+    states = optimiser.state_dict()["state"]
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, name in enumerate(weights)
+        for key, value in states.get(index, {}).items()
+    }
+
+
+def _put_moments(
+    moments: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+) -> bool:
+    """The other way; False where a name or a shape is not this model's."""
     by_index: dict[int, dict[str, Any]] = {}
     index_of = {name: index for index, name in enumerate(weights)}
     for key, value in moments.items():
         name, _, entry = key.rpartition("/")
-        if name not in index_of:
-            raise _corrupt(path, f"{_TENSOR_FILES[1]} is of another model")
+        if name not in index_of or (value.dim() and value.shape != weights[name].shape):
+            return False
         by_index.setdefault(index_of[name], {})[entry] = value
-    whole = optimiser.state_dict()
-    optimiser.load_state_dict({"state": by_index, "param_groups": whole["param_groups"]})
-    torch.set_rng_state(torch.frombuffer(bytearray(state.random_state), dtype=torch.uint8))
-    return state
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": by_index, "param_groups": groups})
+    return True
 
 
 def _hash(text: bytes) -> str:

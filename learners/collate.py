@@ -9,9 +9,10 @@ Not here: what is worth training on (`filters`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from ..engine.errors import BadSample
 from ..engine.seeds import generator
 from .base import Sample
+
+Item = TypeVar("Item")
 
 PAD = 0
 """Any id will do: padding stands after the last token, where causal attention never looks back."""
@@ -73,43 +76,51 @@ def loss_denominator(samples: Sequence[Sample]) -> float:
     return float(sum(s.weight * loss_tokens(s) for s in samples))
 
 
-def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
-    """Cut one batch into parts of at most `tokens` padded tokens, sorted by length.
+def micro_batches(
+    items: Sequence[Item], tokens: int, *, width: Callable[[Item], int]
+) -> list[list[Item]]:
+    """Cut one step into parts of at most `tokens` padded tokens, sorted by width.
 
-    Neighbours in length share a part, so little is padded. A sample longer than the
-    budget is a part of its own.
+    Neighbours in width share a part, so little is padded. An item wider than the budget is
+    a part of its own.
     """
-    parts: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda s: len(s.token_ids)):
-        # The newcomer is the longest so far: it sets the padded width of its part.
-        if parts and (len(parts[-1]) + 1) * len(sample.token_ids) <= tokens:
-            parts[-1].append(sample)
+    parts: list[list[Item]] = []
+    for item in sorted(items, key=width):
+        # The newcomer is the widest so far: it sets the padded width of its part.
+        if parts and (len(parts[-1]) + 1) * width(item) <= tokens:
+            parts[-1].append(item)
         else:
-            parts.append([sample])
+            parts.append([item])
     return parts
 
 
 def steps(
-    samples: Sequence[Sample], *, seed: int, size: int, tokens: int = 0, epochs: int = 0
-) -> Iterator[list[Sample]]:
-    """Deal the samples into optimiser steps, reshuffled every epoch.
+    items: Sequence[Item],
+    *,
+    seed: int,
+    size: int,
+    tokens: int = 0,
+    epochs: int = 0,
+    cost: Callable[[Item], int],
+) -> Iterator[list[Item]]:
+    """Deal the items into optimiser steps, reshuffled every epoch.
 
-    A step takes `size` samples or, if `tokens` is given, as many whole ones as fit into so
-    many tokens (at least one). With `epochs`, each epoch is cut on its own and its last
-    step may be smaller; without, steps go on for ever and across the ends of epochs, so
-    that all are full.
+    A step takes `size` items or, if `tokens` is given, as many whole ones as fit into so
+    many tokens by their `cost` (at least one). With `epochs`, each epoch is cut on its own
+    and its last step may be smaller; without, steps go on for ever and across the ends of
+    epochs, so that all are full.
     """
-    step: list[Sample] = []
+    step: list[Item] = []
     filled = 0
     for number in range(epochs) if epochs else count():
-        order = list(samples)
+        order = list(items)
         generator(seed, "epoch", number).shuffle(order)
-        for sample in order:
-            n = len(sample.token_ids)
+        for item in order:
+            n = cost(item)
             if step and (filled + n > tokens if tokens else len(step) == size):
                 yield step
                 step, filled = [], 0
-            step.append(sample)
+            step.append(item)
             filled += n
         if epochs:
             yield step

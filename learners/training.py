@@ -1,4 +1,4 @@
-"""The optimiser loop over weighted samples: steps, schedule, dev rewards, checkpoints.
+"""The optimiser loop over the items of an objective: steps, schedule, dev rewards, checkpoints.
 
     WORK/checkpoint   to resume from
         /step-40      the best policy on dev tasks so far
@@ -8,8 +8,9 @@ micro-batches; the same samples, start and settings give bit-equal weights on a 
 when the run was killed anywhere and resumed; a run never resumes from another run's
 checkpoint.
 
-Not here: which samples (`behaviour_cloning`, `agent_evol`), and how dev tasks are played
-(the caller's `evaluate`). Dev loss is no proxy for dev reward: it is not used.
+Not here: which items and what loss (`objective`), where the result goes (`evolution_step`),
+and how dev tasks are played (the caller's `evaluate`). Dev loss is no proxy for dev reward:
+it is not used.
 """
 
 from __future__ import annotations
@@ -17,22 +18,33 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..engine.errors import CheckpointCorrupt, LearnerError, storage_error
-from .base import Progress, Sample
+from .base import Progress
 from .cadence import Cadence
-from .checkpoint import State, load_checkpoint, read_state, save_checkpoint
-from .collate import collate, loss_denominator, loss_tokens, micro_batches, steps
+from .checkpoint import (
+    State,
+    load_checkpoint,
+    load_moments,
+    read_state,
+    save_checkpoint,
+    save_moments,
+)
+from .collate import micro_batches, steps
 from .directories import atomic_directory, emptied, mend
-from .losses import nll
+from .objective import Objective
 from .policy import Policy
-from .settings import CloningSettings, Schedule
+from .settings import Schedule, TrainingSettings
+
+Item = TypeVar("Item")
 
 Evaluate = Callable[[int, str], float]
 """Called with (step, model directory of the policy after that step); returns its dev reward."""
@@ -55,10 +67,11 @@ def rate_at(step: int, total: int, lr: float, schedule: Schedule, warmup: float)
     return lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Training:
+class Training(Generic[Item]):
     """One run: a policy, its optimiser, and its place in the data.
 
     Args:
+        items: what is learned from; `objective` may settle more about them.
         start: model directory.
         work: a claimed directory for checkpoints and candidates (`directories.claimed`).
         fingerprint: says which run this is: only its own checkpoint is resumed from.
@@ -66,9 +79,10 @@ class Training:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        settings: CloningSettings,
+        items: Sequence[Item],
+        settings: TrainingSettings,
         *,
+        objective: Objective[Item],
         start: str,
         work: Path,
         fingerprint: str,
@@ -81,26 +95,20 @@ class Training:
             device=settings.device,
             seed=settings.seed,
         )
-        self._samples = samples
+        self._objective = objective
+        self._items = objective.prepare(self.policy, items)
         self._fingerprint = fingerprint
-        self._parameters = self.policy.trainable()
+        self._parameters: dict[str, Tensor] = self.policy.trainable() | objective.parameters()
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
+        if settings.carry_optimiser:
+            load_moments(start, self._parameters, self._optimiser)
         self._work = work
         self._checkpoint = work / "checkpoint"
         self._cadence = Cadence(settings.checkpoint_every, settings.checkpoint_seconds)
         self._dev: list[tuple[int, float]] = []
-        self._total = settings.max_steps or sum(
-            1
-            for _ in steps(
-                samples,
-                seed=settings.seed,
-                size=settings.batch,
-                tokens=settings.batch_tokens,
-                epochs=settings.epochs,
-            )
-        )
+        self._total = settings.max_steps or sum(1 for _ in self._dealt(settings.epochs))
 
     def run(
         self, progress: Progress | None = None, evaluate: Evaluate | None = None
@@ -122,12 +130,30 @@ class Training:
         if self._dev:
             shutil.copytree(self._candidate(self._best()[0]), out, dirs_exist_ok=True)
         else:
-            self.policy.save(out)
+            self._write(out)
 
     def clear(self) -> None:
         """Remove checkpoints and candidates: the result is safe elsewhere."""
         with suppress(OSError):  # they are in nobody's way
             emptied(self._work)
+
+    def _write(self, out: Path) -> None:
+        """Save the policy as it is now, with what is trained beside it."""
+        self.policy.save(out)
+        self._objective.save(out)
+        if self.settings.carry_optimiser:
+            save_moments(out, self._parameters, self._optimiser)
+
+    def _dealt(self, epochs: int) -> Iterator[list[Item]]:
+        settings = self.settings
+        return steps(
+            self._items,
+            seed=settings.seed,
+            size=settings.batch,
+            tokens=settings.batch_tokens,
+            epochs=epochs,
+            cost=self._objective.tokens,
+        )
 
     def _run(self, progress: Progress | None, evaluate: Evaluate | None) -> dict[str, float]:
         settings = self.settings
@@ -137,17 +163,11 @@ class Training:
         resumed = {"resumed": float(step)} if step else {}
         if step and progress is not None:
             progress(step, self._total, metrics | resumed)
-        dealt = steps(
-            self._samples,
-            seed=settings.seed,
-            size=settings.batch,
-            tokens=settings.batch_tokens,
-            epochs=0 if settings.max_steps else settings.epochs,
-        )
+        dealt = self._dealt(0 if settings.max_steps else settings.epochs)
         for batch in islice(dealt, step, self._total):
             metrics = self._step(step, batch)
             step += 1
-            tokens += sum(len(sample.token_ids) for sample in batch)
+            tokens += sum(map(self._objective.tokens, batch))
             if progress is not None:
                 progress(step, self._total, metrics | resumed)
             if evaluate is not None and self._due(step, settings.evaluate_every):
@@ -166,24 +186,27 @@ class Training:
             metrics |= {"dev_reward": best, "dev_step": float(best_step)}
         return metrics
 
-    def _step(self, step: int, batch: Sequence[Sample]) -> dict[str, float]:
+    def _step(self, step: int, batch: Sequence[Item]) -> dict[str, float]:
         """One optimiser step: accumulate over micro-batches, clip, move."""
         settings = self.settings
         rate = rate_at(step, self._total, settings.lr, settings.schedule, settings.warmup)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        denominator = loss_denominator(batch)
+        objective = self._objective
+        denominator = objective.denominator(batch)
         if not denominator > 0:
             # Only where all weights of a step are 0: there is nothing to learn from it.
-            return {"loss": 0.0, "grad_norm": 0.0, "lr": rate, "loss_tokens": 0.0}
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": rate}
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
-        for part in micro_batches(batch, settings.micro_tokens):
-            padded = collate(part, device=self.policy.device)
-            logprobs = self.policy.logprobs(padded)
-            loss = nll(logprobs, padded.loss_mask, padded.weights, denominator)
-            torch.autograd.backward(loss)
-            total += loss.item()
+        shares: dict[str, tuple[float, float]] = {}
+        for part in micro_batches(batch, settings.micro_tokens, width=objective.width):
+            loss = objective.loss(self.policy, part, denominator)
+            torch.autograd.backward(loss.value)
+            total += loss.value.item()
+            for name, (value, weight) in loss.metrics.items():
+                before = shares.get(name, (0.0, 0.0))
+                shares[name] = before[0] + value, before[1] + weight
         limit = settings.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
         if not math.isfinite(norm) or not math.isfinite(total):
@@ -192,8 +215,10 @@ class Training:
                 f"lower the learning rate (lr = {settings.lr}) or lengthen the warm-up"
             )
         self._optimiser.step()
-        spent = float(sum(loss_tokens(sample) for sample in batch))
-        return {"loss": total, "grad_norm": norm, "lr": rate, "loss_tokens": spent}
+        means = {
+            name: value / weight if weight else value for name, (value, weight) in shares.items()
+        }
+        return {"loss": total, "grad_norm": norm, "lr": rate} | means
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0
@@ -207,7 +232,7 @@ class Training:
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
         with atomic_directory(self._candidate(step)) as draft:
-            self.policy.save(draft)
+            self._write(draft)
         self._dev.append((step, evaluate(step, str(self._candidate(step)))))
         if not self._cadence.enabled:
             self._prune()

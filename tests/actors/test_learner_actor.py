@@ -28,13 +28,13 @@ from rollwave.engine.store import Store
 from rollwave.engine.system import ActorSystem, ChildSpec
 from rollwave.engine.trajectory import Outcome, Trajectory, Turn
 from rollwave.learners.base import Report
-from rollwave.learners.settings import CloningSettings, EvolSettings
+from rollwave.learners.settings import EvolSettings, TrainingSettings
 
 
 def order(**changes: Any) -> UpdatePolicy:
     fields: dict[str, Any] = {
         "algorithm": "clone",
-        "settings": msgspec.json.encode(CloningSettings(max_steps=2, batch=2)),
+        "settings": msgspec.json.encode(TrainingSettings(max_steps=2, batch=2)),
         "experts": (),
         "waves": (),
         "starts": {},
@@ -286,9 +286,9 @@ def test_it_clones_and_it_evolves(place: Path) -> None:
     async def scenario(learner: ActorRef) -> None:
         clone = order(experts=(waves[0],), starts={"last": base}, out=cloned)
         assert (await learner.ask(clone, PolicyUpdated)).kept == 4
-        evolution = EvolSettings(training=CloningSettings(max_steps=3, batch=2))
+        evolution = EvolSettings(training=TrainingSettings(max_steps=3, batch=2))
         evolve = order(
-            algorithm="agent_evol",
+            algorithm="evolve",
             settings=msgspec.json.encode(evolution),
             experts=(waves[0],),
             waves=(waves[1],),
@@ -312,7 +312,7 @@ def test_it_clones_and_it_evolves(place: Path) -> None:
         ({"algorithm": "wishing"}, "ConfigError"),
         ({"experts": ("missing.parquet",)}, "StoreError"),
         ({"starts": {}}, "ConfigError"),
-        ({"algorithm": "agent_evol", "settings": b"{}"}, "ConfigError"),
+        ({"algorithm": "evolve", "settings": b"{}"}, "ConfigError"),
     ],
 )
 def test_an_order_that_cannot_be_done_is_a_failure_with_a_name(
@@ -362,7 +362,9 @@ def test_a_training_that_was_given_up_never_writes_beside_a_later_one(
 
     def clone(name: str) -> UpdatePolicy:
         return order(
-            settings=msgspec.json.encode(CloningSettings(max_steps=6, batch=2, checkpoint_every=2)),
+            settings=msgspec.json.encode(
+                TrainingSettings(max_steps=6, batch=2, checkpoint_every=2)
+            ),
             experts=(wave,),
             starts={"last": str(place / "base")},
             out=str(place / name),

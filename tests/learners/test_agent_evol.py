@@ -15,9 +15,9 @@ from rollwave.engine.codec import pack_floats, pack_mask, pack_tokens
 from rollwave.engine.errors import BadSample, ConfigError, EmptyWave, EvaluationLeak
 from rollwave.engine.trajectory import Outcome
 from rollwave.learners.agent_evol import AgentEvol, Dataset
-from rollwave.learners.settings import CloningSettings, EvolSettings
+from rollwave.learners.settings import EvolSettings, TrainingSettings
 
-QUICK = CloningSettings(max_steps=2, batch=4, device="cpu")
+QUICK = TrainingSettings(max_steps=2, batch=4, device="cpu")
 
 
 def evol(evaluation=(), base_bc: str = "base", **settings) -> AgentEvol:

@@ -18,7 +18,7 @@ from rollwave.engine.errors import (  # noqa: E402
 from rollwave.engine.trajectory import ChatMessage  # noqa: E402
 from rollwave.learners.behaviour_cloning import BehaviourCloning  # noqa: E402
 from rollwave.learners.chat import load_renderer  # noqa: E402
-from rollwave.learners.settings import CloningSettings, LoraSettings  # noqa: E402
+from rollwave.learners.settings import LoraSettings, TrainingSettings  # noqa: E402
 from rollwave.learners.training import rate_at  # noqa: E402
 
 GOLDEN = [3.041241, 2.832432, 2.672679, 2.580782]
@@ -35,7 +35,7 @@ def experts(make) -> list:
 
 
 def clone(start: str, trajectories, out: Path, evaluate=None, progress=None, **settings):
-    learner = BehaviourCloning(CloningSettings(**(QUICK | settings)), start)
+    learner = BehaviourCloning(TrainingSettings(**(QUICK | settings)), start)
     return learner.update(trajectories, out=str(out), evaluate=evaluate, progress=progress)
 
 

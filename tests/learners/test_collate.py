@@ -55,9 +55,13 @@ def test_the_first_token_has_no_loss_to_count():
 
 
 @settings(deadline=None)
+def width(sample: Sample) -> int:
+    return len(sample.token_ids)
+
+
 @given(samples_of, st.integers(1, 100))
 def test_micro_batches_hold_every_sample_once_within_the_budget(samples, budget):
-    parts = micro_batches(samples, budget)
+    parts = micro_batches(samples, budget, width=width)
     assert Counter(s.id for part in parts for s in part) == Counter(s.id for s in samples)
     for part in parts:
         widest = max(len(s.token_ids) for s in part)
@@ -67,7 +71,7 @@ def test_micro_batches_hold_every_sample_once_within_the_budget(samples, budget)
 @settings(deadline=None)
 @given(samples_of, st.integers(0, 5), st.integers(1, 9), st.integers(0, 60), st.integers(1, 3))
 def test_every_epoch_holds_every_sample_once(samples, seed, size, tokens, epochs):
-    dealt = list(steps(samples, seed=seed, size=size, tokens=tokens, epochs=epochs))
+    dealt = list(steps(samples, seed=seed, size=size, tokens=tokens, epochs=epochs, cost=width))
     assert Counter(s.id for step in dealt for s in step) == Counter({s.id: epochs for s in samples})
     for step in dealt:
         total = sum(len(s.token_ids) for s in step)
@@ -77,7 +81,7 @@ def test_every_epoch_holds_every_sample_once(samples, seed, size, tokens, epochs
 @settings(deadline=None)
 @given(samples_of, st.integers(0, 5), st.integers(1, 9), st.integers(1, 12))
 def test_without_epochs_every_step_is_full_and_samples_take_turns(samples, seed, size, count):
-    dealt = list(islice(steps(samples, seed=seed, size=size), count))
+    dealt = list(islice(steps(samples, seed=seed, size=size, cost=width), count))
     assert [len(step) for step in dealt] == [size] * count
     seen = Counter(s.id for step in dealt for s in step)
     assert max(seen.values()) - min(seen[s.id] for s in samples) <= 1
@@ -85,9 +89,9 @@ def test_without_epochs_every_step_is_full_and_samples_take_turns(samples, seed,
 
 def test_the_order_depends_on_the_seed_and_changes_every_epoch():
     samples = [sample(i, 3) for i in range(20)]
-    first, second = islice(steps(samples, seed=1, size=20), 2)
-    again = next(steps(samples, seed=1, size=20))
-    other = next(steps(samples, seed=2, size=20))
+    first, second = islice(steps(samples, seed=1, size=20, cost=width), 2)
+    again = next(steps(samples, seed=1, size=20, cost=width))
+    other = next(steps(samples, seed=2, size=20, cost=width))
     assert first == again
     assert first != second
     assert first != other

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollwave.engine.errors import ConfigError
-from rollwave.learners.settings import CloningSettings, EvolSettings, LoraSettings
+from rollwave.learners.settings import EvolSettings, LoraSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: CloningSettings(lr=0.0), "lr"),
-        (lambda: CloningSettings(epochs=0), "epochs"),
-        (lambda: CloningSettings(batch=0), "batch"),
-        (lambda: CloningSettings(warmup=1.5), "warmup"),
-        (lambda: CloningSettings(max_steps=-1), "max_steps"),
-        (lambda: CloningSettings(clip=-1.0), "clip"),
-        (lambda: CloningSettings(patience=0), "patience"),
+        (lambda: TrainingSettings(lr=0.0), "lr"),
+        (lambda: TrainingSettings(epochs=0), "epochs"),
+        (lambda: TrainingSettings(batch=0), "batch"),
+        (lambda: TrainingSettings(warmup=1.5), "warmup"),
+        (lambda: TrainingSettings(max_steps=-1), "max_steps"),
+        (lambda: TrainingSettings(clip=-1.0), "clip"),
+        (lambda: TrainingSettings(patience=0), "patience"),
         (lambda: LoraSettings(rank=0), "lora.rank"),
         (lambda: LoraSettings(dropout=1.0), "lora.dropout"),
         (lambda: EvolSettings(beta=0.0), "beta"),
@@ -37,7 +37,7 @@ def test_impossible_values_are_refused_by_name(make, key):
 
 def test_unknown_keys_are_refused_by_name():
     with pytest.raises(msgspec.ValidationError, match="learning_rate"):
-        msgspec.convert({"learning_rate": 1.0}, CloningSettings)
+        msgspec.convert({"learning_rate": 1.0}, TrainingSettings)
     with pytest.raises(msgspec.ValidationError, match="merge"):
         msgspec.convert({"merge": "all"}, EvolSettings)
 
@@ -48,7 +48,7 @@ def test_unknown_keys_are_refused_by_name():
     lora=st.none() | st.builds(LoraSettings, rank=st.integers(1, 64)),
 )
 def test_settings_survive_the_way_through_plain_values(lr, schedule, lora):
-    settings = EvolSettings(training=CloningSettings(lr=lr, schedule=schedule, lora=lora))
+    settings = EvolSettings(training=TrainingSettings(lr=lr, schedule=schedule, lora=lora))
     assert msgspec.convert(msgspec.to_builtins(settings), EvolSettings) == settings
 
 

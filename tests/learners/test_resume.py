@@ -25,7 +25,7 @@ from rollwave.learners import checkpoint as module  # noqa: E402
 from rollwave.learners.behaviour_cloning import BehaviourCloning  # noqa: E402
 from rollwave.learners.cadence import Cadence  # noqa: E402
 from rollwave.learners.directories import claimed  # noqa: E402
-from rollwave.learners.settings import CloningSettings, LoraSettings  # noqa: E402
+from rollwave.learners.settings import LoraSettings, TrainingSettings  # noqa: E402
 
 EIGHT = {"max_steps": 8, "checkpoint_every": 2, "schedule": "cosine"}
 
@@ -39,7 +39,7 @@ def experts(make) -> list:
 
 def clone(start: str, trajectories, out: Path, evaluate=None, progress=None, **settings):
     quick = {"max_steps": 4, "batch": 4, "device": "cpu", "lr": 3e-3}
-    learner = BehaviourCloning(CloningSettings(**(quick | settings)), start)
+    learner = BehaviourCloning(TrainingSettings(**(quick | settings)), start)
     return learner.update(trajectories, out=str(out), evaluate=evaluate, progress=progress)
 
 
@@ -91,8 +91,8 @@ def test_checkpoints_are_taken_by_time_where_nobody_asks_for_more(
     tiny, experts, tmp_path, monkeypatch
 ):
     """The default: a long training loses seconds, a short one writes nothing."""
-    assert CloningSettings().checkpoint_every == 0
-    assert CloningSettings().checkpoint_seconds == 30
+    assert TrainingSettings().checkpoint_every == 0
+    assert TrainingSettings().checkpoint_seconds == 30
     time = 0.0
 
     def ticking(step: int, steps: int, metrics) -> None:
@@ -259,12 +259,12 @@ from pathlib import Path
 from rollwave.engine.trajectory import Outcome, Trajectory, Turn
 from rollwave.learners.behaviour_cloning import BehaviourCloning
 from rollwave.learners.policy import configure_threads
-from rollwave.learners.settings import CloningSettings
+from rollwave.learners.settings import TrainingSettings
 import safetensors.torch, shutil
 
 start, folder = sys.argv[1], Path(sys.argv[2])
 configure_threads(1)
-settings = CloningSettings(max_steps=6, batch=2, checkpoint_every=2, device="cpu", lr=1e-2)
+settings = TrainingSettings(max_steps=6, batch=2, checkpoint_every=2, device="cpu", lr=1e-2)
 
 def expert(n):
     turns = tuple(Turn(f"at {n} door", word, word, 0.0) for word in ("up", "left")[: 1 + n % 2])

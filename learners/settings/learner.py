@@ -1,0 +1,27 @@
+"""What the settings of every algorithm share: the tag that names it, its scope, its training.
+
+Invariant: `algorithm = "…"` in a file chooses the type, and with it the keys it accepts.
+
+Not here: the algorithms' own keys (the modules beside this one).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from .base import Settings
+from .training import TrainingSettings
+
+Scope = Literal["expert_tasks", "all_tasks"]
+History = Literal["all", "last"]
+
+
+class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
+    """Base of the algorithms' settings."""
+
+    history: ClassVar[History] = "all"
+    """Whether an evolution step reads all waves so far, or the last one alone."""
+
+    scope: Scope = "all_tasks"
+    """Explore only the experts' tasks, or all training tasks."""
+    training: TrainingSettings = TrainingSettings()
