@@ -25,10 +25,10 @@ from rollwave.envs.babyai.scene import UNKNOWN, scene
 from rollwave.envs.babyai.sight import AGENT, EMPTY, UNSEEN, WALL, kind, look
 from rollwave.envs.babyai.tasks import PUBLISHED, SEEDS, level_and_seed, number, splits
 from rollwave.envs.base import Task
-from rollwave.envs.probe import Move, Script
+from rollwave.envs.laws.probe import Move, Script
+from rollwave.envs.laws.single import pays_no_cycle
 from rollwave.envs.registry import resolve
 from rollwave.envs.replay import DifferenceKind, replay_file
-from rollwave.envs.single_laws import pays_no_cycle
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "agenttraj" / "babyai.json.gz"
 QUICK = settings(deadline=None, max_examples=40)

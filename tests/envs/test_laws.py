@@ -15,9 +15,9 @@ from rollwave.engine.codec import encode
 from rollwave.engine.errors import ConfigError, EnvironmentFault, LawBroken
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
 from rollwave.envs.laws import LAWS, LawResult, SessionsMachine, broken, check, machine
-from rollwave.envs.probe import Move, Probe, Script
+from rollwave.envs.laws.probe import Move, Probe, Script
+from rollwave.envs.laws.single import answers_any_text, expert_keeps_its_word
 from rollwave.envs.registry import families
-from rollwave.envs.single_laws import answers_any_text, expert_keeps_its_word
 
 
 class Count(Environment):

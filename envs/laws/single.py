@@ -6,7 +6,7 @@ law holds and raises `LawBroken`, with the way to get there, if it does not.
 Invariant: a law judges by what a session answers, never by its inside, so it holds
 for worlds in this process and behind a wire alike.
 
-Not here: the search for a script that breaks a law (`laws`).
+Not here: the search for a script that breaks a law (`search`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import tracemalloc
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..engine.errors import LawBroken, classify
-from .base import SPLITS, EnvSpec, Task
+from ...engine.errors import LawBroken, classify
+from ..base import SPLITS, EnvSpec, Task
 from .probe import Move, Probe, Script, refuses_index
 
 

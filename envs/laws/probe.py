@@ -8,7 +8,7 @@ laws are written on top of it.
 Invariant: whatever an environment raises or answers, a probe raises `LawBroken`
 or nothing.
 
-Not here: which actions are tried, and what must hold between sessions (`laws`).
+Not here: which actions are tried, and what must hold between sessions (`single`, `machine`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ..engine.codec import encode
-from ..engine.errors import ConfigError, EnvironmentFault, LawBroken, MessageError, classify
-from .base import Environment, EnvSpec, StepResult, Task
+from ...engine.codec import encode
+from ...engine.errors import ConfigError, EnvironmentFault, LawBroken, MessageError, classify
+from ..base import Environment, EnvSpec, StepResult, Task
 
 T = TypeVar("T")
 
