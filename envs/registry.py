@@ -39,6 +39,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "maze-grid-v1": "maze",
     "maze-v1": "maze",
     "reasoning-gym-v1": "reasoning_gym",
+    "sciworld-v1": "sciworld",
     "textcraft-v1": "textcraft",
     "wordle-fixed-v1": "wordle",
     "wordle-v1": "wordle",
