@@ -1,0 +1,13 @@
+"""GRPO and its kin."""
+
+from __future__ import annotations
+
+from .base import Evidence, Progress, Report
+from .settings import GrpoSettings
+
+
+def evolve(
+    settings: GrpoSettings, evidence: Evidence, *, out: str, progress: Progress | None = None
+) -> Report:
+    """One evolution step of a campaign; see `algorithms.evolve`."""
+    raise NotImplementedError

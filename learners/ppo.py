@@ -1,0 +1,13 @@
+"""PPO."""
+
+from __future__ import annotations
+
+from .base import Evidence, Progress, Report
+from .settings import PpoSettings
+
+
+def evolve(
+    settings: PpoSettings, evidence: Evidence, *, out: str, progress: Progress | None = None
+) -> Report:
+    """One evolution step of a campaign; see `algorithms.evolve`."""
+    raise NotImplementedError
