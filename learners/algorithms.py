@@ -9,7 +9,15 @@ Not here: the algorithms.
 from __future__ import annotations
 
 from .base import Evidence, Progress, Report
-from .settings import AnyLearner, EvolSettings
+from .settings import (
+    AnyLearner,
+    DpoSettings,
+    EtoSettings,
+    EvolSettings,
+    GrpoSettings,
+    PpoSettings,
+    RejectionSettings,
+)
 
 
 def evolve(
@@ -27,3 +35,23 @@ def evolve(
             from . import agent_evol
 
             return agent_evol.evolve(settings, evidence, out=out, progress=progress)
+        case RejectionSettings():
+            from . import rejection
+
+            return rejection.evolve(settings, evidence, out=out, progress=progress)
+        case DpoSettings():
+            from . import dpo
+
+            return dpo.evolve(settings, evidence, out=out, progress=progress)
+        case EtoSettings():
+            from . import eto
+
+            return eto.evolve(settings, evidence, out=out, progress=progress)
+        case GrpoSettings():
+            from . import grpo
+
+            return grpo.evolve(settings, evidence, out=out, progress=progress)
+        case PpoSettings():
+            from . import ppo
+
+            return ppo.evolve(settings, evidence, out=out, progress=progress)

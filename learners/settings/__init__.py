@@ -9,21 +9,45 @@ Not here: where they are read from (`actors.config`).
 from __future__ import annotations
 
 from .base import Settings
-from .evolution import Choose, EvolSettings, Merge, Start, Weight
-from .learner import History, LearnerSettings, Scope
+from .evolution import Choose, EvolSettings, Merge, RejectionSettings, Start, Weight
+from .learner import Exploration, History, LearnerSettings, Scope
+from .policy_gradient import GradientSettings, GrpoSettings, PpoSettings
+from .preference import (
+    Contrast,
+    DpoSettings,
+    EtoSettings,
+    Opening,
+    Pairing,
+    PreferenceLoss,
+    PreferenceSettings,
+)
 from .training import LoraSettings, Schedule, TrainingSettings
 
-AnyLearner = EvolSettings
+AnyLearner = (
+    EvolSettings | RejectionSettings | DpoSettings | EtoSettings | GrpoSettings | PpoSettings
+)
 """The settings of any algorithm; `algorithm` tells them apart."""
 
 __all__ = [
     "AnyLearner",
     "Choose",
+    "Contrast",
+    "DpoSettings",
+    "EtoSettings",
     "EvolSettings",
+    "Exploration",
+    "GradientSettings",
+    "GrpoSettings",
     "History",
     "LearnerSettings",
     "LoraSettings",
     "Merge",
+    "Opening",
+    "Pairing",
+    "PpoSettings",
+    "PreferenceLoss",
+    "PreferenceSettings",
+    "RejectionSettings",
     "Schedule",
     "Scope",
     "Settings",

@@ -5,12 +5,12 @@ Not here: how they are trained on (`training`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from .base import require
-from .learner import LearnerSettings
+from .learner import History, LearnerSettings
 
 Merge = Literal["initial", "previous", "cumulative", "none"]
 Start = Literal["base_bc", "pretrained", "last"]
@@ -50,3 +50,18 @@ class EvolSettings(LearnerSettings, frozen=True, tag="agent_evol"):
         require(self.per_task_cap >= 0, "per_task_cap", self.per_task_cap, "0 or more")
         ratio = self.max_new_ratio
         require(ratio is None or ratio > 0, "max_new_ratio", ratio, "positive")
+
+
+class RejectionSettings(LearnerSettings, frozen=True, tag="rft"):
+    """Rejection fine-tuning: the pretrained model is trained once on experts and successes."""
+
+    history: ClassVar[History] = "last"
+
+    start: Start = "pretrained"
+    thresholds: dict[str, float] = msgspec.field(default_factory=dict)
+    """Environment id (or "*") to the reward that must be exceeded, strictly. Default 0.99."""
+    per_task_cap: int = 4
+    """Successes with different actions that are kept of each task; 0: all."""
+
+    def __post_init__(self) -> None:
+        require(self.per_task_cap >= 0, "per_task_cap", self.per_task_cap, "0 or more")

@@ -14,6 +14,9 @@ from .training import TrainingSettings
 
 Scope = Literal["expert_tasks", "all_tasks"]
 History = Literal["all", "last"]
+Exploration = Literal["tasks", "branches", "both"]
+"""What is played in a wave: tasks from their start, or episodes that go on behind each turn of
+an expert's trajectory."""
 
 
 class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
@@ -25,3 +28,8 @@ class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
     scope: Scope = "all_tasks"
     """Explore only the experts' tasks, or all training tasks."""
     training: TrainingSettings = TrainingSettings()
+
+    @property
+    def exploration(self) -> Exploration:
+        """What the algorithm needs to have played."""
+        return "tasks"
