@@ -9,7 +9,7 @@ Not here: the laws of whole episodes (`laws`), the reward range (the session's).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..engine.errors import EnvironmentFault
 from .base import StepResult
@@ -53,3 +53,15 @@ def require_actions(actions: Sequence[str]) -> tuple[str, ...]:
     for action in listed:
         require_text("available_actions", action)
     return listed
+
+
+def require_facts(facts: Mapping[str, str | int]) -> Mapping[str, str | int]:
+    """Refuse facts of which one is neither text nor a whole number.
+
+    Raises:
+        EnvironmentFault: one is.
+    """
+    for name, value in facts.items():
+        if type(value) is not int:
+            require_text(f"about's {name}", value)
+    return facts

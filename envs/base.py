@@ -99,6 +99,15 @@ class Environment(ABC):
         """The next action of the scripted expert from here; None where there is none."""
         return None
 
+    def about(self) -> Mapping[str, str | int]:
+        """Facts about the task for programs, not for the agent, by names of the world's own:
+        what it is called, of which type it is. None by default.
+
+        Raises:
+            EnvironmentFault: called before `reset`, or after `close`.
+        """
+        return {}
+
     def secrets(self) -> Sequence[str]:
         """What the agent has to find out: no observation may contain it before the agent has
         said it, or the episode is over. For the laws alone; empty where nothing is hidden."""

@@ -16,7 +16,7 @@ Not here: worker processes (`worker.host`), deadlines and outcomes (the session'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -45,6 +45,10 @@ class Hosted(ABC):
     @abstractmethod
     async def available_actions(self) -> Sequence[str]:
         """As `Environment.available_actions`."""
+
+    async def about(self) -> Mapping[str, str | int]:
+        """As `Environment.about`; nothing where it does not travel."""
+        return {}
 
     @abstractmethod
     async def close(self) -> None:
@@ -88,6 +92,9 @@ class _Inline(Hosted):
 
     async def available_actions(self) -> Sequence[str]:
         return self._environment.available_actions()
+
+    async def about(self) -> Mapping[str, str | int]:
+        return self._environment.about()
 
     async def close(self) -> None:
         self._environment.close()
@@ -142,6 +149,9 @@ class _Threaded(Hosted):
 
     async def available_actions(self) -> Sequence[str]:
         return await _in_thread(self._limiter, self._environment.available_actions)
+
+    async def about(self) -> Mapping[str, str | int]:
+        return await _in_thread(self._limiter, self._environment.about)
 
     async def close(self) -> None:
         await _in_thread(self._limiter, self._environment.close)

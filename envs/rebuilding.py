@@ -16,7 +16,7 @@ crash of the engine itself (`actors.episode`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from ..engine.errors import EnvironmentFault, EnvironmentLost
@@ -76,6 +76,9 @@ class Rebuilding(Hosted):
 
     async def available_actions(self) -> Sequence[str]:
         return await self._call(lambda session: session.available_actions())
+
+    async def about(self) -> Mapping[str, str | int]:
+        return await self._call(lambda session: session.about())
 
     async def close(self) -> None:
         self._closed = True

@@ -72,6 +72,9 @@ class Wrapper(Environment):
     def expert(self) -> str | None:
         return self.inner.expert()
 
+    def about(self) -> Mapping[str, str | int]:
+        return self.inner.about()
+
     def secrets(self) -> Sequence[str]:
         return self.inner.secrets()
 

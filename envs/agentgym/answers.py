@@ -43,8 +43,10 @@ def _after_description(session: Session) -> str:
     """SciWorld: its client joins description and observation with a line break."""
     if session.steps or session.served.dialect.name != "sciworld":
         return _observation(session)
-    _, _, rest = session.observation.partition("\n")
-    return rest
+    described = f"{session.facts.get('task_description', '')}\n"
+    if session.observation.startswith(described):
+        return session.observation.removeprefix(described)
+    return session.observation.partition("\n")[2]
 
 
 def _score(session: Session) -> float:
@@ -68,10 +70,12 @@ _FIELDS: Final[Mapping[str, Callable[[Session], object]]] = MappingProxyType(
         "info": lambda _: None,  # AgentGym's tells the gold answer of a query
         "sites": lambda _: [],
         "object": lambda _: "",
-        "task_type": lambda s: s.served.dialect.name,
-        "task_name": lambda s: s.served.dialect.name,
-        "var_num": lambda s: s.index,
-        "task_description": lambda s: s.observation.partition("\n")[0],
+        "task_type": lambda s: s.facts.get("task_type", s.served.dialect.name),
+        "task_name": lambda s: s.facts.get("task_name", s.served.dialect.name),
+        "var_num": lambda s: s.facts.get("var_num", s.index),
+        "task_description": lambda s: s.facts.get(
+            "task_description", s.observation.partition("\n")[0]
+        ),
     }
 )
 

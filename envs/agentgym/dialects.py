@@ -53,6 +53,8 @@ class Dialect:
     begun: Shape = ("observation",)
     stepped: Shape = ("observation", "reward", "done")
     observed: Shape = "text"
+    facts: tuple[str, ...] = ()
+    """Fields that the world tells about a task (`Environment.about`), asked for at each reset."""
     extras: Mapping[str, Shape | str] = field(default_factory=lambda: MappingProxyType({}))
     """Other calls, `GET` by path: an object of fields, or the one field whose bare value it is."""
     reward_in: Literal["reward", "score", "terminated"] = "reward"
@@ -153,6 +155,7 @@ _ALL: Final = (
         reset_body=MappingProxyType({"world_type": "Text"}),
         begun=("id", "observation", "available_actions", "task_type"),
         stepped=("observation", "reward", "available_actions", "done"),
+        facts=("task_type",),
         extras=MappingProxyType({"available_actions": "available_actions"}),
         whole_server=True,
     ),
@@ -165,6 +168,7 @@ _ALL: Final = (
             *("reward", "score", "deleted", "done"),
         ),
         stepped=("observation", "reward", "score", "done"),
+        facts=("task_name", "var_num", "task_description"),
         extras=MappingProxyType({"task_description": ("task_description",)}),
         reward_in="score",
         full_score=100.0,

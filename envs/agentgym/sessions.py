@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import trio
 
 from ...engine.errors import ConfigError, RollwaveError, classify
-from ..answers import require_actions, require_result, require_text
+from ..answers import require_actions, require_facts, require_result, require_text
 from ..base import EnvSpec, StepResult, Task
 from ..hosting import Host, Hosted, InlineHost, ThreadHost
 from .dialects import Dialect, dialect_for
@@ -98,7 +98,7 @@ class Session:
     """One client's world, and the last that was seen of it."""
 
     __slots__ = (
-        *("begun", "done", "hosted", "id", "index", "lock", "observation", "reward"),
+        *("begun", "done", "facts", "hosted", "id", "index", "lock", "observation", "reward"),
         *("score", "served", "steps", "success", "terminated", "touched", "truncated"),
     )
 
@@ -109,10 +109,11 @@ class Session:
         self.lock = trio.Lock()
         self.touched = trio.current_time()
         self.begun = False
-        self._begin(-1, "")
+        self._begin(-1, "", {})
 
-    def _begin(self, index: int, observation: str) -> None:
+    def _begin(self, index: int, observation: str, facts: Mapping[str, str | int]) -> None:
         self.index = index
+        self.facts = facts
         self.observation = observation
         self.reward = 0.0
         self.score = 0.0
@@ -246,8 +247,9 @@ class Sessions:
             index %= served.tasks
         task = Task(served.spec.id, index)
         text = await self._kept(session, lambda: _reset(session.hosted, task, seed))
+        told = await self.about(session) if served.dialect.facts else {}
         session.begun = True
-        session._begin(index, text)
+        session._begin(index, text, told)
 
     async def step(self, session: Session, action: str, number: int = -1) -> None:
         """Act. For a caller that holds the session.
@@ -282,6 +284,10 @@ class Sessions:
     async def expert(self, session: Session) -> str | None:
         """The expert's next action, if it has one. For a caller that holds the session."""
         return await self._kept(session, session.hosted.expert) if session.begun else None
+
+    async def about(self, session: Session) -> Mapping[str, str | int]:
+        """What the world tells about its task. For a caller that holds the session on one."""
+        return await self._kept(session, lambda: _about(session.hosted))
 
     async def close(self, id: int, served: Served | None = None) -> bool:
         """End a session; False where there is none of that id."""
@@ -361,6 +367,10 @@ async def _reset(hosted: Hosted, task: Task, seed: int) -> str:
 
 async def _step(hosted: Hosted, action: str) -> StepResult:
     return require_result(await hosted.step(action))
+
+
+async def _about(hosted: Hosted) -> Mapping[str, str | int]:
+    return require_facts(await hosted.about())
 
 
 async def _actions(hosted: Hosted) -> Sequence[str]:

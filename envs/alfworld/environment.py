@@ -12,7 +12,7 @@ Not here: the rules (`rules`), the texts (`wording`), which tasks there are (`ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ...engine.codec import decoder, encode
@@ -22,6 +22,7 @@ from .expert import advise
 from .game import NOWHERE, Game
 from .rules import EXAMINE, EXAMINE_THING, GO, INVENTORY, LOOK, Command, State
 from .snapshot import AlfWorldState, restored, taken
+from .tables import PUBLISHED_KINDS
 from .wording import AGENTGYM, NOTHING, Wording
 
 STEP_LIMIT: Final = 50
@@ -148,6 +149,11 @@ class AlfWorld(Environment):
         state = self._now()
         advice = None if self._over else advise(state, knows=self._knows)
         return None if advice is None else self._w.command(state.game, advice)
+
+    def about(self) -> Mapping[str, str | int]:
+        """The type of the task, by ALFWorld's name."""
+        kind = self._now().game.goal.kind
+        return {"task_type": next(name for name, own in PUBLISHED_KINDS.items() if own == kind)}
 
     def snapshot(self) -> bytes:
         state = taken(self._now(), self._index, self._latest, self._steps, self._over)

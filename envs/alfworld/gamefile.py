@@ -16,7 +16,6 @@ Not here: what a problem means (`reading`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeVar
@@ -30,7 +29,7 @@ from .game import Game
 from .generate import SENTENCES
 from .prompts import prompt
 from .reading import read
-from .tables import Kind
+from .tables import PUBLISHED_KINDS
 from .wording import WORDINGS
 
 GAME: Final = "game.tw-pddl"
@@ -41,16 +40,6 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """Largest file that is read."""
 MAX_GAMES: Final = 20_000
 """Most games in one folder; the published one has some 9,000."""
-
-PUBLISHED_KINDS: Final[Mapping[str, Kind]] = {
-    "pick_and_place_simple": "place",
-    "pick_two_obj_and_place": "two",
-    "look_at_obj_in_light": "look",
-    "pick_clean_then_place_in_recep": "clean",
-    "pick_heat_then_place_in_recep": "heat",
-    "pick_cool_then_place_in_recep": "cool",
-}
-"""ALFWorld's names of the six types of task."""
 
 _SPLITS: Final = {
     "train": "train",

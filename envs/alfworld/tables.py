@@ -23,6 +23,16 @@ Kind = Literal["place", "two", "look", "clean", "heat", "cool"]
 
 KINDS: Final[tuple[Kind, ...]] = ("place", "two", "look", "clean", "heat", "cool")
 
+PUBLISHED_KINDS: Final[Mapping[str, Kind]] = {
+    "pick_and_place_simple": "place",
+    "pick_two_obj_and_place": "two",
+    "look_at_obj_in_light": "look",
+    "pick_clean_then_place_in_recep": "clean",
+    "pick_heat_then_place_in_recep": "heat",
+    "pick_cool_then_place_in_recep": "cool",
+}
+"""ALFWorld's names of the six types of task."""
+
 
 @dataclass(frozen=True, slots=True)
 class FloorPlan:

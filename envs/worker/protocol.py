@@ -4,7 +4,7 @@
     Open(7) → Done                         one session, numbered by the engine
     Reset(7, task, seed) → Said
     Step(7, action) → StepResult
-    Hint(7) → Hinted · List(7) → Listed
+    Hint(7) → Hinted · List(7) → Listed · About(7) → Facts
     Close(7) → Done                        also told, when nobody waits for it
     Census → Counted
 
@@ -94,6 +94,18 @@ class Listed(Message, frozen=True):
     actions: tuple[str, ...]
 
 
+class About(Message, frozen=True):
+    """`Environment.about`."""
+
+    session: int
+
+
+class Facts(Message, frozen=True):
+    """The facts."""
+
+    facts: dict[str, str | int]
+
+
 class Close(Message, frozen=True):
     """`Environment.close`. Closing what is not open does nothing."""
 
@@ -132,7 +144,7 @@ class Raised(Message, frozen=True):
 
 _OURS: Final = frozenset({"ConfigError", "EnvironmentFault", "BadDataFile", "MissingDependency"})
 
-Request = Load | Open | Reset | Step | Hint | List | Close | Census
+Request = Load | Open | Reset | Step | Hint | List | About | Close | Census
 
 
 def raised(error: BaseException) -> Raised:

@@ -8,15 +8,17 @@ Not here: what becomes of it when the process dies (`rebuilding`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...engine.codec import Message
 from ..base import StepResult, Task
 from ..hosting import Hosted
 from .actor import Worker
 from .protocol import (
+    About,
     Close,
     Done,
+    Facts,
     Hint,
     Hinted,
     List,
@@ -59,6 +61,10 @@ class WorkerSession(Hosted):
         request = self._request = List(self._number)
         return (await self._worker.call(self._number, request, Listed)).actions
 
+    async def about(self) -> Mapping[str, str | int]:
+        request = self._request = About(self._number)
+        return (await self._worker.call(self._number, request, Facts)).facts
+
     async def close(self) -> None:
         request = self._request = Close(self._number)
         await self._worker.call(self._number, request, Done)
@@ -83,5 +89,6 @@ _CALLS = {
     Reset: "reset",
     Hint: "the expert",
     List: "available_actions",
+    About: "about",
     Close: "close",
 }

@@ -13,14 +13,16 @@ from contextlib import suppress
 
 from ...engine.codec import Message
 from ...engine.errors import EnvironmentFault
-from ..answers import require_actions, require_result, require_text
+from ..answers import require_actions, require_facts, require_result, require_text
 from ..base import Environment
 from .page import Page
 from .protocol import (
+    About,
     Census,
     Close,
     Counted,
     Done,
+    Facts,
     Hint,
     Hinted,
     List,
@@ -34,7 +36,7 @@ from .protocol import (
     raised,
 )
 
-SESSION_REQUESTS = (Open, Reset, Step, Hint, List, Close, Census)
+SESSION_REQUESTS = (Open, Reset, Step, Hint, List, About, Close, Census)
 """What is asked after `Load`."""
 
 
@@ -66,7 +68,7 @@ class Sessions:
                 environment.close()
         self._open.clear()
 
-    def _call(self, request: Open | Reset | Step | Hint | List | Close) -> Message:
+    def _call(self, request: Open | Reset | Step | Hint | List | About | Close) -> Message:
         match request:
             case Step(session=number, action=action):
                 text = action.decode(errors="surrogatepass")
@@ -90,6 +92,8 @@ class Sessions:
                 return Hinted(hint)
             case List(session=number):
                 return Listed(require_actions(self._session(number).available_actions()))
+            case About(session=number):
+                return Facts(dict(require_facts(self._session(number).about())))
 
     def _session(self, number: int) -> Environment:
         environment = self._open.get(number)
