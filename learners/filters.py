@@ -90,7 +90,7 @@ def _prepare(
     context: int,
     texts: bool,
 ) -> tuple[str, Sample | None]:
-    reason = _unscored(trajectory)
+    reason = unscored(trajectory)
     if reason:
         return reason, None
     if not trajectory.turns:
@@ -116,7 +116,7 @@ def _prepare(
     return "", sample
 
 
-def _unscored(trajectory: Trajectory) -> str:
+def unscored(trajectory: Trajectory) -> str:
     """Name why a trajectory carries no reward, or nothing."""
     if trajectory.outcome is Outcome.CANCELLED:
         return "cancelled"
@@ -142,7 +142,7 @@ def above(trajectories: Sequence[Trajectory], thresholds: Mapping[str, float]) -
     dropped: Counter[str] = Counter()
     for trajectory in trajectories:
         reward = trajectory.reward
-        if reason := _unscored(trajectory):
+        if reason := unscored(trajectory):
             dropped[reason] += 1
         elif reward is not None and reward > threshold_for(trajectory.env, thresholds):
             kept.append(trajectory)
