@@ -344,7 +344,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_may_not_unpack_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollwave.envs.agentgym.trajectories.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("rollwave.engine.agenttraj.MAX_BYTES", 1 << 20)
     file = tmp_path / "bomb.json.gz"
     file.write_bytes(gzip.compress(b" " * (4 << 20)))
     with pytest.raises(BadDataFile, match="unpacks to more than"):
