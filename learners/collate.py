@@ -1,4 +1,4 @@
-"""Samples as tensors: optimiser steps, micro-batches, padded batches.
+"""Samples as tensors: optimiser steps, micro-batches (packed or padded), padded batches.
 
 Invariants: padding stands at the right and carries no loss; every sample is in exactly
 one step of an epoch and in one micro-batch of its step; the order of epoch e depends on
@@ -74,6 +74,31 @@ def loss_tokens(sample: Sample) -> int:
 def loss_denominator(samples: Sequence[Sample]) -> float:
     """Σ_i w_i n_i over one optimiser step: with equal weights, the number of action tokens."""
     return float(sum(s.weight * loss_tokens(s) for s in samples))
+
+
+def packed_batches(
+    items: Sequence[Item], tokens: int, *, cost: Callable[[Item], int]
+) -> list[list[Item]]:
+    """Cut one step into parts of at most `tokens` real tokens, few and alike in size.
+
+    The largest items are dealt first, each into the emptiest part. An item larger than the
+    budget is a part of its own.
+    """
+    order = sorted(items, key=cost, reverse=True)
+    total = sum(map(cost, order))
+    for number in range(max(1, -(-total // tokens)), len(order) + 1):
+        parts: list[list[Item]] = [[] for _ in range(number)]
+        filled = [0] * number
+        for item in order:
+            index = filled.index(min(filled))
+            parts[index].append(item)
+            filled[index] += cost(item)
+        fits = all(
+            size <= tokens or len(part) == 1 for part, size in zip(parts, filled, strict=True)
+        )
+        if fits:
+            return [part for part in parts if part]
+    return [[item] for item in order]
 
 
 def micro_batches(

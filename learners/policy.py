@@ -1,10 +1,12 @@
 """The model behind a learner: a Hugging Face directory in, log-probs, a directory out.
 
-Invariants: log-probs are float32 whatever the weights are; dropout is off unless LoRA
-asks for it; what is saved is always a whole, merged model with its tokenizer, so that
-vLLM serves it as it is; torch's global generator is left as it was.
+Invariants: log-probs are float32 whatever the weights are, and the same whether samples are
+packed into one row or padded; the logits of all tokens never exist at once; dropout is off
+unless LoRA asks for it; what is saved is always a whole, merged model with its tokenizer, so
+that vLLM serves it as it is; torch's global generator is left as it was.
 
-Not here: optimisation (`behaviour_cloning`) and resuming (`checkpoint`).
+Not here: optimisation (`training`), resuming (`checkpoint`), packed attention (`packing`),
+the output head (`head`), and adapters on disk (`adapters`).
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ import torch
 from torch import Tensor
 
 from ..engine.errors import ConfigError, LearnerError
+from .adapters import save_adapters, with_adapters
 from .collate import Batch
-from .losses import token_logprobs
-from .settings import LoraSettings
+from .head import head_scores, logits_scores
+from .packing import pack, run_packed
+from .settings import LoraSettings, Packing
 
-_TOKENIZER_FILES: Final = (
+TOKENIZER_FILES: Final = (
     "tokenizer_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -89,15 +93,42 @@ def _read_config(path: str | Path) -> dict[str, Any]:
 
 
 class Policy:
-    """A causal language model with the parameters that are to be trained."""
+    """A causal language model with the parameters that are to be trained.
 
-    def __init__(self, model: Any, source: Path, *, autocast: bool = False) -> None:
+    Args:
+        autocast: compute in bfloat16.
+        packing: whether samples share a row without padding: "auto" where the model is seen to
+            give the same so, "always" (an error where it does not), or "never".
+
+    Raises:
+        ConfigError: packing is "always", and this model cannot.
+    """
+
+    packed: Final[bool]
+    """Whether samples share a row: micro-batches then cost real tokens, not padded ones."""
+    vocabulary: Final[int]
+    """Number of words, with those that no tokenizer makes: ids are below it."""
+
+    def __init__(
+        self, model: Any, source: Path, *, autocast: bool = False, packing: Packing = "auto"
+    ) -> None:
         self.model = model
         self.source = source
         self._autocast = autocast
         self.device = next(model.parameters()).device
-        target = inspect.signature(_unwrapped(model).forward)
+        self._plain = _unwrapped(model)
+        self._decoder = self._plain.base_model
+        self.vocabulary = int(self._plain.config.get_text_config().vocab_size)
+        self._head = self._plain.get_output_embeddings()
+        self._fused = _plain_head(self._plain, self._decoder, self._head)
+        target = inspect.signature(self._plain.forward)
         self._keeps_columns = "logits_to_keep" in target.parameters
+        self.packed = packing != "never" and self._fused and pack(self._plain, self._decoder)
+        if packing == "always" and not self.packed:
+            raise ConfigError(
+                f'packing = "always": {type(self._plain).__name__} does not give the same with '
+                'several samples in one row; use packing = "auto"'
+            )
 
     @classmethod
     def load(
@@ -108,8 +139,10 @@ class Policy:
         dtype: str = "float32",
         device: str = "auto",
         seed: int = 0,
+        packing: Packing = "auto",
+        gradient_checkpointing: bool = False,
     ) -> Policy:
-        """Load a model directory, fully trainable or with fresh LoRA adapters.
+        """Load a model directory, fully trainable or with LoRA adapters.
 
         Args:
             dtype: "float32" or "bfloat16". Weights that are trained stay float32 in either
@@ -117,9 +150,12 @@ class Policy:
                 and under LoRA also holds the frozen weights in it.
             device: "auto" takes the GPU if there is one.
             seed: of the adapters' initial values.
+            packing: see `Policy`.
+            gradient_checkpointing: compute each layer again on the way back, not keep it.
 
         Raises:
-            ConfigError: the directory holds no causal language model, or a dtype is unknown.
+            ConfigError: the directory holds no causal language model, a dtype is unknown, the
+                tokenizer is not the model's, or an adapter is of another base.
         """
         import transformers
 
@@ -138,75 +174,163 @@ class Policy:
             raise ConfigError(f"{path} holds no model that can be loaded: {error}") from error
         model.eval()
         if lora is not None:
-            model = _with_adapters(model, lora, seed)
-        return cls(model.to(device), Path(path), autocast=half)
+            model = with_adapters(model, lora, seed, base=Path(path))
+        if gradient_checkpointing:
+            _checkpoint_layers(_unwrapped(model))
+        return cls(model.to(device), Path(path), autocast=half, packing=packing)
 
     def trainable(self) -> dict[str, Tensor]:
         """Trainable parameters by name, in a fixed order."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Be the base model meanwhile: the reference of a run that starts with fresh adapters.
+
+        Raises:
+            LearnerError: the policy has no adapters.
+        """
+        if self.model is self._plain:
+            raise LearnerError("a policy without LoRA adapters has no base to go back to")
+        with self.model.disable_adapter():
+            yield
+
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probability of every token with loss, and 0 elsewhere: [B, T] float32.
 
-        Logits are computed only for columns in which some sequence carries loss.
+        Args:
+            temperature: divides the logits, as the sampler did.
+
+        Raises:
+            LearnerError: a token id is not one of this model's.
         """
-        columns = batch.loss_mask[:, 1:].any(dim=0).nonzero().squeeze(-1)  # [K]
-        arguments: dict[str, Any] = {"input_ids": batch.token_ids, "use_cache": False}
-        if not bool(batch.attention.all()):
-            arguments["attention_mask"] = batch.attention.long()
-        if self._keeps_columns:
-            arguments["logits_to_keep"] = columns
+        return self.scores(batch, temperature)[0]
+
+    def scores(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability of every token with loss, and the entropy of what could have stood
+        there: [B, T] float32 each, 0 elsewhere. Both can be differentiated.
+
+        Raises:
+            LearnerError: a token id is not one of this model's.
+        """
+        self._require_known(batch.token_ids)
+        wanted = batch.loss_mask.clone()
+        wanted[:, 0] = False  # nothing comes before the first token
+        targets = batch.token_ids[wanted]
+        before = torch.roll(wanted, -1, dims=1)  # column 0 is never wanted: nothing wraps round
+        if self._fused:
+            values = head_scores(
+                self._features(batch, before),
+                self._head.weight,
+                self._head.bias,
+                targets,
+                temperature=temperature,
+                dtype=torch.bfloat16 if self._autocast else None,
+            )
+        else:
+            values = logits_scores(self._logits(batch, before), targets, temperature=temperature)
+        empty = torch.zeros(wanted.shape, dtype=torch.float32, device=self.device)
+        logprobs, entropy = (empty.masked_scatter(wanted, value) for value in values)
+        return logprobs, entropy
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Features of every token, [B, T, H]; 0 or anything at padding."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            logits = self.model(**arguments).logits  # [B, K, V]
+            if not self.packed:
+                return self._padded(batch)
+            rows = self._packed(batch)
+        empty = rows.new_zeros(*batch.token_ids.shape, rows.shape[-1])
+        return empty.masked_scatter(batch.attention[..., None], rows)
+
+    def _features(self, batch: Batch, before: Tensor) -> Tensor:
+        """Features of the marked positions: [N, H]."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            if self.packed:
+                return self._packed(batch)[before[batch.attention]]
+            return self._padded(batch)[before]
+
+    def _logits(self, batch: Batch, before: Tensor) -> Tensor:
+        """Logits of the marked positions, [N, V], of a model whose head does more than multiply.
+
+        Computed only for columns in which some position is marked, but all at once.
+        """
+        columns = before.any(dim=0).nonzero().squeeze(-1)
+        arguments: dict[str, Any] = {"logits_to_keep": columns} if self._keeps_columns else {}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            logits: Tensor = self.model(**_padded_inputs(batch), **arguments).logits
         if not self._keeps_columns:
             logits = logits[:, columns]
-        positions = columns + 1
-        values = token_logprobs(
-            logits,
-            batch.token_ids[:, positions],
-            batch.loss_mask[:, positions],
-            temperature=temperature,
-        )
-        empty = torch.zeros(batch.token_ids.shape, dtype=torch.float32, device=values.device)
-        return empty.index_copy(1, positions, values)
+        return logits[before[:, columns]]
+
+    def _require_known(self, token_ids: Tensor) -> None:
+        highest = int(token_ids.max())
+        if highest >= self.vocabulary:
+            raise LearnerError(
+                f"token {highest} is not one of the {self.vocabulary} of {self.source}: these "
+                "trajectories were written with another tokenizer; learn from those that this "
+                "model's own tokenizer made"
+            )
+
+    def _packed(self, batch: Batch) -> Tensor:
+        """Features of the real tokens, row after row: [sum of lengths, H]."""
+        lengths: list[int] = batch.attention.sum(dim=1).tolist()
+        return run_packed(self._decoder, batch.token_ids[batch.attention][None], lengths)[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        features: Tensor = self._decoder(**_padded_inputs(batch)).last_hidden_state
+        return features
 
     def save(self, out: str | Path) -> None:
         """Write the merged model and its tokenizer into a directory, which is made.
+
+        Adapters are written too, into `adapters.FOLDER` below it, for servers that keep the
+        base and load many.
 
         Raises:
             LearnerError: the source directory is gone.
         """
         path = Path(out)
         path.mkdir(parents=True, exist_ok=True)
+        if not self.source.is_dir():
+            raise LearnerError(f"{self.source} is gone: the tokenizer cannot be copied from it")
         model = self.model
-        if hasattr(model, "merge_and_unload"):
+        if model is not self._plain:
+            save_adapters(model, path, base=self.source)
             # On a copy: training goes on with the adapters after an evaluation.
             model = copy.deepcopy(model).merge_and_unload()
         with quiet():
             model.save_pretrained(path)
-        if not self.source.is_dir():
-            raise LearnerError(f"{self.source} is gone: the tokenizer cannot be copied from it")
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (self.source / name).is_file():
                 shutil.copyfile(self.source / name, path / name)
 
 
-def _with_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
-    import peft
+def _padded_inputs(batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.token_ids, "use_cache": False}
+    if not bool(batch.attention.all()):
+        inputs["attention_mask"] = batch.attention.long()
+    return inputs
 
-    library: Any = peft
-    config = library.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or "all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        wrapped: Any = library.get_peft_model(model, config)
-    wrapped.train(lora.dropout > 0)
-    return wrapped
+
+def _plain_head(model: Any, decoder: Any, head: Any) -> bool:
+    """Whether the model's logits are its features times one matrix, and nothing more."""
+    if type(head) is not torch.nn.Linear:
+        return False
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=head.weight.device)
+    with torch.no_grad():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        given = head(decoder(input_ids=ids, use_cache=False).last_hidden_state)
+    return bool(torch.allclose(given.float(), wanted.float(), rtol=1e-4, atol=1e-5))
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Keep only the inputs of layers for the way back; a model in eval mode would ignore it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # the layer alone: what is inside keeps its dropout off
 
 
 def _unwrapped(model: Any) -> Any:

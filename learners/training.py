@@ -38,7 +38,7 @@ from .checkpoint import (
     save_checkpoint,
     save_moments,
 )
-from .collate import micro_batches, steps
+from .collate import micro_batches, packed_batches, steps
 from .directories import atomic_directory, emptied, mend
 from .objective import Objective
 from .policy import Policy
@@ -94,6 +94,8 @@ class Training(Generic[Item]):
             dtype=settings.dtype,
             device=settings.device,
             seed=settings.seed,
+            packing=settings.packing,
+            gradient_checkpointing=settings.gradient_checkpointing,
         )
         self._objective = objective
         self._items = objective.prepare(self.policy, items)
@@ -200,7 +202,7 @@ class Training(Generic[Item]):
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
         shares: dict[str, tuple[float, float]] = {}
-        for part in micro_batches(batch, settings.micro_tokens, width=objective.width):
+        for part in self._parts(batch):
             loss = objective.loss(self.policy, part, denominator)
             torch.autograd.backward(loss.value)
             total += loss.value.item()
@@ -219,6 +221,13 @@ class Training(Generic[Item]):
             name: value / weight if weight else value for name, (value, weight) in shares.items()
         }
         return {"loss": total, "grad_norm": norm, "lr": rate} | means
+
+    def _parts(self, batch: Sequence[Item]) -> list[list[Item]]:
+        """The micro-batches of a step."""
+        budget, objective = self.settings.micro_tokens, self._objective
+        if self.policy.packed:
+            return packed_batches(batch, budget, cost=objective.tokens)
+        return micro_batches(batch, budget, width=objective.width)
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0

@@ -10,6 +10,7 @@ from typing import Literal
 from .base import Settings, require
 
 Schedule = Literal["constant", "linear", "cosine"]
+Packing = Literal["auto", "always", "never"]
 
 
 class LoraSettings(Settings, frozen=True):
@@ -20,6 +21,9 @@ class LoraSettings(Settings, frozen=True):
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Names of the layers to adapt; empty: every linear layer but the output head."""
+    adapter: str = ""
+    """Directory of adapters to go on with, made for this very start; "": fresh ones. Rank,
+    alpha and targets are then the adapters' own."""
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "lora.rank", self.rank, "positive")
@@ -41,7 +45,14 @@ class TrainingSettings(Settings, frozen=True):
     batch_tokens: int = 0
     """Tokens per optimiser step instead, filled with whole trajectories; 0: by `batch`."""
     micro_tokens: int = 4_096
-    """Padded tokens per forward pass. Changes memory and speed, not the result."""
+    """Tokens per forward pass: real ones where samples are packed, padded ones where they are
+    not. Changes memory and speed, not the result."""
+    packing: Packing = "auto"
+    """Several samples in one row without padding, each seeing itself alone: where the model
+    gives the same so ("auto"), or an error where it does not ("always"), or "never"."""
+    gradient_checkpointing: bool = False
+    """Compute each layer a second time on the way back instead of keeping what it made: less
+    memory, about a third more time, the same result."""
     schedule: Schedule = "constant"
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from 0."""
