@@ -21,7 +21,7 @@ from .preference import (
     PreferenceLoss,
     PreferenceSettings,
 )
-from .training import LoraSettings, Schedule, TrainingSettings
+from .training import LoraSettings, Packing, Schedule, TrainingSettings
 
 AnyLearner = (
     EvolSettings | RejectionSettings | DpoSettings | EtoSettings | GrpoSettings | PpoSettings
@@ -43,6 +43,7 @@ __all__ = [
     "LoraSettings",
     "Merge",
     "Opening",
+    "Packing",
     "Pairing",
     "PpoSettings",
     "PreferenceLoss",
