@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, overload
 import msgspec
 
 from ..engine.codec import unpack_floats
-from ..engine.errors import BadSample, ConfigError, EmptyWave, EvaluationLeak
+from ..engine.errors import BadSample, ConfigError, EmptyWave
 from ..engine.seeds import generator
 from ..engine.trajectory import Trajectory
 from .base import Evidence, Learner, Progress, Report
 from .behaviour_cloning import clone
-from .filters import Filtered, TaskKey, above, capped, distinct, task_key
+from .filters import Filtered, TaskKey, above, capped, distinct, refuse_evaluation, task_key
 from .settings import EvolSettings
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class AgentEvol(Learner):
         """
         known = dict.fromkeys(task_key(t) for t in experts)
         keys = known if self.settings.scope == "expert_tasks" else dict.fromkeys([*tasks, *known])
-        self._refuse_evaluation(keys)
+        refuse_evaluation(self.evaluation, keys)
         return list(keys)
 
     def select(
@@ -149,9 +149,9 @@ class AgentEvol(Learner):
             raise EmptyWave("no wave was given: there is nothing to evolve from")
         if versions is not None and len(versions) != len(waves):
             raise ConfigError(f"{len(versions)} policy versions for {len(waves)} waves")
-        self._refuse_evaluation(task_key(t) for t in experts)
+        refuse_evaluation(self.evaluation, map(task_key, experts))
         for wave in waves:
-            self._refuse_evaluation(task_key(t) for t in wave)
+            refuse_evaluation(self.evaluation, map(task_key, wave))
         known = {task_key(t) for t in experts}
         found = [
             self._successes(wave, known, len(experts), versions[m] if versions else None)
@@ -198,7 +198,7 @@ class AgentEvol(Learner):
             EvaluationLeak: an evaluation task is among them.
             Others: as `BehaviourCloning.update`.
         """
-        self._refuse_evaluation(task_key(t) for t in trajectories)
+        refuse_evaluation(self.evaluation, map(task_key, trajectories))
         record: dict[str, object] = {
             "algorithm": "agent_evol",
             "evolution": msgspec.to_builtins(self.settings),
@@ -286,15 +286,6 @@ class AgentEvol(Learner):
                 'rewards at the environment, or use weight = "exp"'
             )
         return tuple(rewards)
-
-    def _refuse_evaluation(self, keys: Iterable[TaskKey]) -> None:
-        leaked = self.evaluation.intersection(keys)
-        if leaked:
-            env, task = min(leaked)
-            raise EvaluationLeak(
-                f"{len(leaked)} evaluation tasks are among the training data, such as {task} of "
-                f"{env}: explore and clone tasks of the training split only"
-            )
 
 
 def content_hash(trajectories: Sequence[Trajectory], weights: Sequence[float]) -> str:

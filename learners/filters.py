@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..engine.errors import BadSample, EmptyWave
+from ..engine.errors import BadSample, EmptyWave, EvaluationLeak
 from ..engine.seeds import generator
 from ..engine.trajectory import FinishReason, Outcome, Trajectory
 from .base import Sample
@@ -31,6 +31,21 @@ DEFAULT_THRESHOLD: Final = 0.99
 def task_key(trajectory: Trajectory) -> TaskKey:
     """Name the task: numbers repeat across environments."""
     return trajectory.env, trajectory.task_id
+
+
+def refuse_evaluation(evaluation: Collection[TaskKey], keys: Iterable[TaskKey]) -> None:
+    """Let no task be learned from that is evaluated.
+
+    Raises:
+        EvaluationLeak: one is; the text counts them and names the first.
+    """
+    leaked = set(evaluation).intersection(keys)
+    if leaked:
+        env, task = min(leaked)
+        raise EvaluationLeak(
+            f"{len(leaked)} evaluation tasks are among the training data, such as {task} of "
+            f"{env}: explore and clone tasks of the training split only"
+        )
 
 
 @dataclass(frozen=True, slots=True)
