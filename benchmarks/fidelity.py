@@ -3,7 +3,9 @@
     python -m rollwave.benchmarks.fidelity textcraft.json.gz maze.json.gz
 
 Takes files in AgentTraj's format; they are research-only and not part of this project.
-A trajectory is equal if each of its observations and its final reward is.
+A trajectory is equal if each of its observations and its final reward is. The bar is on these;
+for ScienceWorld, whose data come from an older release with other temperatures, it is on
+rewards and observations.
 
 Not here: how they are compared (`envs.replay`) and each difference (`rollwave replay`).
 """
@@ -16,10 +18,24 @@ from pathlib import Path
 from typing import Final
 
 from ..cli.output import Output
-from ..envs.replay import replay_file
+from ..envs.replay import ReplayReport, replay_file
 from .report import write
 
 BAR: Final = 0.99
+"""Of trajectories, or of observations alone."""
+REWARD_BAR: Final = 0.95
+OLDER: Final = ("sciworld",)
+"""Files, by the beginning of their names, that were made with another release of the world."""
+
+
+def meets(file: str, report: ReplayReport) -> bool:
+    """Whether a file is as faithful as it has to be."""
+    if not report.trajectories:
+        return False
+    if not file.startswith(OLDER):
+        return report.trajectories_equal >= BAR * report.trajectories
+    rewards = report.rewards_equal >= REWARD_BAR * report.rewards
+    return rewards and report.observations_equal >= BAR * report.observations
 
 
 def main() -> int:
@@ -33,23 +49,28 @@ def main() -> int:
         name: report.trajectories_equal / report.trajectories if report.trajectories else 0.0
         for name, report in reports.items()
     }
-    met = all(share >= BAR for share in shares.values())
+    met = all(meets(Path(name).name, report) for name, report in reports.items())
     output = Output()
     output.table(
-        ["file", "trajectories equal", "share", "observations equal", "rewards equal"],
+        [
+            *("file", "trajectories equal", "share"),
+            *("observations equal", "but for wording", "rewards equal"),
+        ],
         [
             [
                 Path(name).name,
                 f"{report.trajectories_equal} of {report.trajectories}",
                 f"{shares[name]:.2%}",
                 f"{report.observations_equal} of {report.observations}",
+                str(report.observations_reworded),
                 f"{report.rewards_equal} of {report.rewards}",
             ]
             for name, report in reports.items()
         ],
     )
     output.text(
-        f"bar: at least {BAR:.0%} of each file's trajectories: {'met' if met else 'MISSED'}"
+        f"bar: at least {BAR:.0%} of each file's trajectories (ScienceWorld: {REWARD_BAR:.0%} of "
+        f"rewards and {BAR:.0%} of observations): {'met' if met else 'MISSED'}"
     )
     figures = {
         Path(name).name: {
@@ -57,6 +78,7 @@ def main() -> int:
             "trajectories_equal": report.trajectories_equal,
             "observations": report.observations,
             "observations_equal": report.observations_equal,
+            "observations_reworded": report.observations_reworded,
             "rewards": report.rewards,
             "rewards_equal": report.rewards_equal,
         }

@@ -46,6 +46,7 @@ def replay(
             "trajectories_equal": report.trajectories_equal,
             "observations": report.observations,
             "observations_equal": report.observations_equal,
+            "observations_reworded": report.observations_reworded,
             "rewards": report.rewards,
             "rewards_equal": report.rewards_equal,
             "skipped": report.skipped,
@@ -65,6 +66,11 @@ def _show(report: ReplayReport, limit: int, output: Output) -> None:
         ],
         title=report.source,
     )
+    if report.observations_reworded:
+        output.note(
+            f"{report.observations_reworded} of the equal observations are so but for differences "
+            "of wording that docs/fidelity.md names"
+        )
     if report.skipped:
         output.note(f"{report.skipped} trajectories without an action were left out")
     if not report.differences:

@@ -4,10 +4,11 @@ Two kinds of record: trajectories as AgentGym publishes them (see `agentgym.play
 how each world takes them up), and our own, of a sealed wave or a run.
 
 What counts: each observation the agent saw is one comparison of text with text, the first
-included; a last answer that is not published is not compared. The reward of an episode is
-compared once. Published files rarely have rewards: AgentTraj keeps successful episodes only,
-so where an item has none, what solved episodes earn is expected (1; in BabyAI more than
-half), and the world must have ended the episode on the last published action.
+included; differences of wording that a world's playback lets pass are counted. A last answer
+that is not published is not compared. The reward of an episode is compared once. Published
+files rarely have rewards: AgentTraj keeps successful episodes only, so where an item has none,
+what solved episodes earn is expected (1; in BabyAI more than half), and the world must have
+ended the episode on the last published action (in SciWorld, or on the last but one).
 
 Invariant: a report's counts add up: each observation and each reward that is not equal has
 a `Difference`, in the order of the file; one of kind TASK stands for all of its episode.
@@ -18,7 +19,7 @@ Not here: reading files (`agentgym.trajectories`, `engine.store`), printing (`cl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -75,6 +76,8 @@ class ReplayReport:
     """Those with every observation and the reward equal."""
     observations: int = 0
     observations_equal: int = 0
+    observations_reworded: int = 0
+    """Of the equal ones, those that are so only as far as the world's playback says."""
     rewards: int = 0
     """Rewards compared: faulted and cancelled trajectories have none."""
     rewards_equal: int = 0
@@ -101,6 +104,10 @@ class _Recorded:
     """For each action that is None, what the agent was told instead."""
     reward: tuple[float, float] | None
     """The least and the most that is right."""
+    same: Callable[[str, str], bool] = str.__eq__
+    """Whether an answer is the recorded one."""
+    spare: int = 0
+    """Actions behind the end that are nothing wrong."""
 
 
 def replay_file(path: str | Path, env: str | None = None) -> ReplayReport:
@@ -148,6 +155,8 @@ def replay_published(
             [action_of(completion) for _, completion in episode.turns],
             [""] * len(episode.turns),
             world.solved if episode.reward is None else (episode.reward, episode.reward),
+            world.same,
+            world.spare,
         )
         try:
             session, first = world.open(episode)
@@ -213,15 +222,22 @@ def _compare(report: ReplayReport, record: _Recorded, session: Environment, firs
     differences = [
         _difference(record, turn, answers[turn] if turn < len(answers) else None)
         for turn, expected in enumerate(record.observations)
-        if answers[turn : turn + 1] != [expected]
+        if turn >= len(answers) or not record.same(expected, answers[turn])
     ]
+    pairs = zip(record.observations, answers, strict=False)
+    literal = sum(expected == answer for expected, answer in pairs)
     report.trajectories += 1
     report.observations += len(record.observations)
-    report.observations_equal += len(record.observations) - len(differences)
+    equal = len(record.observations) - len(differences)
+    report.observations_equal += equal
+    report.observations_reworded += equal - literal
     if record.reward is not None:
         report.rewards += 1
         least, most = record.reward
-        if least - _CLOSE <= reward <= most + _CLOSE and played == len(record.actions):
+        if (
+            least - _CLOSE <= reward <= most + _CLOSE
+            and len(record.actions) - played <= record.spare
+        ):
             report.rewards_equal += 1
         else:
             early = f", ended after {played} of {len(record.actions)} actions"

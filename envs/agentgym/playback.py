@@ -14,6 +14,10 @@ way into the data. What is done about it, world by world:
   explains it, the answer differs. Equal therefore means: possible under the rules.
 * BabyAI: numbers mean the same tasks. The server's own scoring is played, under which the
   episodes went on and ended; what they earned is not 1 but more than half.
+* SciWorld: numbers mean the same tasks by the numbering "data". The data were made in the
+  "easy" worlds of an older release, which had a few other names (`wording=published`), and
+  listed things in no fixed order, so listings are compared as sets. The published
+  solutions go on to wait once where the world has ended already.
 * Any other world: the number is the task's.
 
 Invariant: a playback decides which task is played and, in Wordle, which possible word is
@@ -34,6 +38,7 @@ from ...engine.errors import ConfigError
 from ..base import Environment, Task
 from ..formats import React
 from ..registry import resolve
+from ..sciworld.wording import unordered
 from ..textcraft import TextCraft
 from ..textcraft.recipes import load_recipes
 from ..textcraft.tasks import goals, parse_observation
@@ -66,10 +71,19 @@ class Playback(ABC):
         """A published observation without what was added to it on the way into the data."""
         return published
 
+    def same(self, published: str, answered: str) -> bool:
+        """Whether an answer is the published one (which went through `text`)."""
+        return published == answered
+
     @property
     def solved(self) -> tuple[float, float]:
         """Least and most that an episode earns which was published as solved."""
         return 1.0, 1.0
+
+    @property
+    def spare(self) -> int:
+        """Actions that a published episode may have behind the end."""
+        return 0
 
 
 class Numbered(Playback):
@@ -89,6 +103,17 @@ class BabyAIPlayback(Numbered):
     @property
     def solved(self) -> tuple[float, float]:
         return 0.5, 1.0
+
+
+class SciWorldPlayback(Numbered):
+    """SciWorld: listings may be in another order, and a solution waits once too often."""
+
+    def same(self, published: str, answered: str) -> bool:
+        return published == answered or unordered(published) == unordered(answered)
+
+    @property
+    def spare(self) -> int:
+        return 1
 
 
 class TextCraftPlayback(Playback):
@@ -141,6 +166,7 @@ class WordlePlayback(Playback):
 
 PLAYBACKS: Final[Mapping[str, Callable[[], Playback]]] = {
     "babyai": lambda: BabyAIPlayback("babyai-v1?scoring=agentgym"),
+    "sciworld": lambda: SciWorldPlayback("sciworld-v1?simplification=easy&wording=published"),
     "textcraft": TextCraftPlayback,
     "lmrlgym_maze": lambda: Numbered("maze-v1"),
     "maze": lambda: Numbered("maze-v1"),
@@ -158,5 +184,7 @@ def playback(env: str) -> Playback:
     """
     if env.startswith("babyai-v"):
         return BabyAIPlayback(env)  # with the options that were asked for
+    if env.startswith("sciworld-v"):
+        return SciWorldPlayback(env)
     family = re.sub(r"-v[0-9]+$", "", env)
     return PLAYBACKS[family]() if family in PLAYBACKS else Numbered(env)

@@ -9,7 +9,7 @@ Options:
   places can be reached by `teleport to`), or the package's names, separated by commas;
 * `wording`: "server" (the package's of today) or "published" (a few names of its older release);
 * `actions`: which are told as available, all that are "valid" (slow to find) or a "few";
-* `turn_limit`.
+* `turn_limit`: 50, since published episodes take up to 43; AgentGym evaluates with 30.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ SIMPLIFICATIONS: Final = (
 )
 """What the package can make easier; "easy" is most of the others."""
 
-_SOLVED: Final = ((100, 0.85), (1, 0.0))
-"""Share of tasks that the package's solutions solve within so many turns, splits counting alike."""
+_SOLVED: Final = ((100, 0.85), (50, 0.7), (40, 0.65), (30, 0.55), (20, 0.4), (10, 0.15), (1, 0.0))
+"""Share of tasks that the package's own solutions solve within so many turns, splits counting
+alike, rounded down: measured on eight variations of each kind, without simplification and with
+"easy". Of `train`, `dev` and `test` alone: 0.99, 0.92, 0.91, 0.74, 0.54 and 0.24. Most solutions
+of three kinds of `unseen` take more than 100 moves: mendelian-genetics-known-plant and
+-unknown-plant, inclined-plane-friction-unnamed-surfaces."""
 
 
 @cache
@@ -62,6 +66,7 @@ def _build(
     if not 1 <= turn_limit <= 1000:
         raise ConfigError(f"sciworld-v1: turn_limit must be 1 to 1000, not {turn_limit}")
     numbering = table(Ids(ids))
+    claims = _SOLVED if simplification in ("", "easy") else ((1, 0.0),)
     return EnvSpec(
         id=id,
         make=lambda: SciWorld(
@@ -76,7 +81,7 @@ def _build(
         turn_limit=turn_limit,
         reward_range=(-1.0, 1.0),
         cost="worker",
-        expert_success=next(share for turns, share in _SOLVED if turn_limit >= turns),
+        expert_success=next(share for turns, share in claims if turn_limit >= turns),
     )
 
 
@@ -92,7 +97,7 @@ def families() -> list[EnvFamily]:
                 "simplification": "",
                 "wording": "server",
                 "actions": "valid",
-                "turn_limit": 30,
+                "turn_limit": 50,
             },
         )
     ]
