@@ -66,7 +66,7 @@ class Pairs:
 
     kept: list[Pair]
     dropped: dict[str, int] = field(default_factory=dict)
-    verdicts: dict[Verdict, int] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
     """Of explorations against experts, before caps and checks on their tokens."""
 
     def __add__(self, other: Pairs) -> Pairs:
@@ -231,7 +231,7 @@ class _Found:
 
     def __init__(self, experts: Sequence[Trajectory]) -> None:
         self.dropped: Counter[str] = Counter()
-        self._verdicts: Counter[Verdict] = Counter()
+        self._verdicts: Counter[str] = Counter()
         self._kept: list[Pair] = []
         self._experts: dict[TaskKey, Trajectory] = {}
         for expert in experts:
@@ -315,7 +315,7 @@ class _Found:
                     chosen.add(id(pair))
             self.dropped["over_cap"] += len(kept) - len(chosen)
             kept = [pair for pair in kept if id(pair) in chosen]
-        verdicts: dict[Verdict, int] = {}
+        verdicts: dict[str, int] = {}
         if self._verdicts:
             verdicts = {name: self._verdicts[name] for name in ("win", "tie", "lose")}
         return Pairs(kept, {reason: n for reason, n in self.dropped.items() if n}, verdicts)

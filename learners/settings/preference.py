@@ -12,6 +12,7 @@ import msgspec
 from .base import require
 from .evolution import Start
 from .learner import Exploration, History, LearnerSettings, Scope
+from .training import TrainingSettings
 
 PreferenceLoss = Literal["sigmoid", "ipo"]
 Pairing = Literal["self", "expert", "two_samples"]
@@ -96,6 +97,8 @@ class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
     """Of the opening: environment id (or "*") to the reward that must be exceeded. 0.99."""
     per_task_cap: int = 4
     """Of the opening: successes kept of each task."""
+    opening_training: TrainingSettings = TrainingSettings()
+    """Of the opening: how it is trained. `training` is that of the iterations."""
     lrs: tuple[float, ...] = ()
     """Learning rate of each iteration, the last one repeated; empty: always `training.lr`."""
     betas: tuple[float, ...] = ()
