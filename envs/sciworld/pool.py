@@ -1,59 +1,205 @@
-"""Many logical sessions of ScienceWorld over one Java process with few live ones."""
+"""Many logical sessions of ScienceWorld over the live ones of one Java process.
+
+    simulators = Simulators()
+    session = simulators.open()
+    session.load("boil", 0)
+    moved = session.step("look around")
+
+A session is its task and the actions taken; the live one in the Java process is a copy of
+that, which may be let go at any time and made again when it is next called. So a limit of
+live sessions limits nothing but memory, and a Java process that dies takes no session with
+it but for the call it died in.
+
+Which to let go: the one that was least work among a few drawn at random. Where many
+sessions are called in turn, the one that was called longest ago is the one called next, so
+that a rule by age would make every call a rebuild.
+
+Invariants:
+
+* a session that was made again answers as before, word for word: the answers to its actions
+  are compared by their digest, and a difference is an `EnvironmentFault`;
+* nothing is started before a session is loaded; `close` leaves neither process nor file;
+* no more than `live` sessions are held, and fewer where the heap is short.
+
+Not here: one live session (`simulator`), the solutions on disk (`gold`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Final, TypeVar
 
-from ...engine.errors import EnvironmentFault, MissingDependency
+from ...engine.errors import ConfigError, EnvironmentFault, EnvironmentLost
+from . import gold, simulator
+from .jvm import Jvm
+from .machinery import Live, Machinery
 from .simulator import Moved
 
-_SHUT = "this simulator is closed"
+T = TypeVar("T")
+
+HEAP_MIB: Final = 1024
+LIVE: Final = 1200
+"""A session takes 0.3 to 0.7 MB, so that these fill no more than most of `HEAP_MIB`."""
+_DRAWN: Final = 4
+"""Among as many the least work is let go. Long ones that nobody calls go when all are long."""
+_LOADS: Final = 32
+"""Between two looks at the heap."""
+_LOW: Final = 0.25
+"""Of the heap: with less free, collect; with less free after that, let go of some."""
 
 
 class Simulators:
-    """One Java process, started when it is first needed, and the sessions in it.
+    """The sessions of one Java process. Threads may share it; their calls wait for each other."""
 
-    Calls may come from any thread, one at a time.
-    """
-
-    def __init__(self, *, heap_mib: int = 1024, live: int = 64) -> None:
+    def __init__(self, *, heap_mib: int = HEAP_MIB, live: int = LIVE) -> None:
         """
         Args:
-            heap_mib: of the Java process, at most.
-            live: sessions held in it at most; others are rebuilt when they are called.
+            heap_mib: of the Java process, at most. It takes some 150 MiB beside.
+            live: sessions held in it at most.
+
+        Raises:
+            ConfigError: with too little of either.
         """
-        self.heap_mib = heap_mib
-        self.live = live
-        self._env: Any = None
+        if heap_mib < 128 or live < 1:
+            raise ConfigError(
+                "ScienceWorld needs a heap of 128 MiB or more and room for one live session, "
+                f"not {heap_mib} MiB and {live}"
+            )
+        self.heap_mib: Final = heap_mib
+        self.live: Final = live
+        self.lock: Final = threading.RLock()
+        self.rebuilt = 0
+        """Live sessions made again so far."""
+        self.evicted = 0
+        """Live sessions let go so far, to make room."""
+        self.losses = 0
+        """Java processes that died."""
+        self._machinery: Machinery | None = None
+        self._held: dict[Simulator, Live] = {}
+        self._order: list[Simulator] = []
+        self._late: deque[Simulator] = deque()
+        self._random = Random(0)  # noqa: S311 (nothing that is answered depends on it)
+        self._loads = 0
 
     def open(self) -> Simulator:
         """A session in which nothing is loaded yet. Costs nothing."""
         return Simulator(self)
 
     def close(self) -> None:
-        """End the Java process. Sessions are closed with it."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        """End the Java process. A session that is called again starts another."""
+        with self.lock:
+            self._forget_all()
+            machinery, self._machinery = self._machinery, None
+            if machinery is not None:
+                machinery.jvm.close()
 
-    def server(self) -> Any:
-        """Provisional."""
-        if self._env is None:
+    @property
+    def pid(self) -> int | None:
+        """Of the Java process, if there is one."""
+        machinery = self._machinery
+        return None if machinery is None else machinery.jvm.pid
+
+    @property
+    def held(self) -> int:
+        """Live sessions."""
+        return len(self._held)
+
+    # -- for sessions, which hold the lock -------------------------------------
+
+    def machinery(self) -> Machinery:
+        """The Java process's, started if need be.
+
+        Raises:
+            MissingDependency: no Java, or no `scienceworld`.
+            EnvironmentFault: it does not start.
+        """
+        if self._machinery is None:
+            jvm = Jvm(heap_mib=self.heap_mib)
             try:
-                from scienceworld import ScienceWorldEnv
-            except ImportError as error:
-                raise MissingDependency("install rollwave[sciworld]") from error
-            self._env = ScienceWorldEnv("", envStepLimit=10**9)
-        return self._env._gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+                self._machinery = Machinery(jvm)
+            except BaseException:
+                jvm.close()
+                raise
+        return self._machinery
+
+    def lost(self) -> None:
+        """The Java process is gone, and what was live in it."""
+        self.losses += 1
+        self.close()
+
+    def get(self, session: Simulator) -> Live | None:
+        """Its live session, if it has one."""
+        return self._held.get(session)
+
+    def make(self, session: Simulator, task: str, variation: int, simplifications: str) -> Live:
+        """Load a live session for it, and let go of others to make room."""
+        machinery = self.machinery()
+        self.release(session)
+        while self._late:
+            self.release(self._late.popleft())
+        while len(self._order) >= self.live:
+            self._evict()
+        self._loads += 1
+        if self._loads % _LOADS == 0:
+            self._relieve(machinery)
+        live = machinery.load(task, variation, simplifications)
+        self._held[session] = live
+        self._order.append(session)
+        return live
+
+    def release_later(self, session: Simulator) -> None:
+        """As `release`, for who does not hold the lock."""
+        self._late.append(session)
+
+    def release(self, session: Simulator) -> None:
+        """Let go of its live session, if it has one."""
+        live = self._held.pop(session, None)
+        if live is not None:
+            self._order.remove(session)
+            if self._machinery is not None:
+                self._machinery.forget(live)
+
+    def _forget_all(self) -> None:
+        self._held.clear()
+        self._order.clear()
+
+    def _evict(self) -> None:
+        some = [self._random.choice(self._order) for _ in range(_DRAWN)]
+        self.release(min(some, key=lambda session: session.work))
+        self.evicted += 1
+
+    def _relieve(self, machinery: Machinery) -> None:
+        enough = self.heap_mib * _LOW
+        if machinery.free_mib() >= enough or machinery.free_mib(collect=True) >= enough:
+            return
+        for _ in range(len(self._order) // 4):
+            self._evict()
 
 
 class Simulator:
-    """One logical session. Made by `Simulators.open`."""
+    """One logical session. Made by `Simulators.open`. One call at a time.
+
+    After an `EnvironmentLost` it is as it was before the call, and may be called again.
+    """
+
+    __slots__ = ("_actions", "_answers", "_closed", "_owner", "_task")
 
     def __init__(self, owner: Simulators) -> None:
-        self._owner = owner
-        self._server: Any = None
-        self._key = ("", 0, "")
+        self._owner: Final = owner
+        self._task: tuple[str, int, str] | None = None
+        self._actions: list[str] = []
+        self._answers = array("Q")
+        self._closed = False
+
+    @property
+    def work(self) -> int:
+        """Actions to repeat, to make it again."""
+        return len(self._actions)
 
     def load(self, task: str, variation: int, simplification: str = "easy") -> None:
         """Begin a task anew.
@@ -68,48 +214,131 @@ class Simulator:
             MissingDependency: no Java, or no `scienceworld`.
             EnvironmentLost: the Java process died.
         """
-        self._server = self._owner.server()
-        self._key = (task, variation, simplification)
-        self._server.load(task, variation, simplification, False)
-
-    def _live(self) -> Any:
-        if self._server is None:
-            raise EnvironmentFault(_SHUT)
-        return self._server
+        with self._owner.lock:
+            self._open()
+            self._task = None
+            self._actions.clear()
+            del self._answers[:]
+            try:
+                self._owner.make(self, task, variation, simplification)
+            except EnvironmentLost:
+                self._owner.lost()
+                raise
+            self._task = task, variation, simplification
 
     def task_description(self) -> str:
         """What is to be done."""
-        return str(self._live().getTaskDescription())
+        with self._owner.lock:
+            return self._live()[1].description
 
     def step(self, action: str) -> Moved:
         """Take an action.
 
         Raises:
+            EnvironmentFault: the simulator raised; or nothing is loaded, or it is closed.
             EnvironmentLost: the Java process died.
         """
-        server = self._live()
-        observation = str(server.step(action))
-        score = round(100 * server.getScore())
-        return Moved(observation, score, bool(server.getCompleted()), int(server.getNumMoves()))
+        with self._owner.lock:
+            machinery, live = self._live()
+            try:
+                moved = simulator.step(machinery, live, action)
+            except EnvironmentLost:
+                self._owner.lost()
+                raise
+            except EnvironmentFault:
+                self._owner.release(self)  # half a step may be done: make it again without
+                raise
+            self._actions.append(action[: simulator.LONGEST])
+            self._answers.append(_digest(moved))
+            return moved
 
     def look(self) -> str:
         """The room. Costs no move."""
-        return str(self._live().freeActionLook())
+        return self._told(simulator.look)
 
     def inventory(self) -> str:
         """What is carried. Costs no move."""
-        return str(self._live().freeActionInventory())
-
-    def gold_path(self) -> tuple[str, ...]:
-        """Actions that solve the loaded task from its start."""
-        scratch = self._owner.server()
-        scratch.load(*self._key, True)
-        return tuple(map(str, scratch.getGoldActionSequence()))
+        return self._told(simulator.inventory)
 
     def valid_actions(self) -> tuple[str, ...]:
-        """Every action that does something now. Slow."""
-        return tuple(map(str, self._live().getValidActionObjectCombinations()))
+        """Every action that does something now, in order. Slow."""
+        return self._told(simulator.valid_actions)
+
+    def gold_path(self) -> tuple[str, ...]:
+        """Actions that solve the loaded task from its start: computed once, then on disk.
+
+        Raises:
+            EnvironmentFault: nothing is loaded, or it is closed.
+            EnvironmentLost: the Java process died.
+        """
+        with self._owner.lock:
+            self._open()
+            if self._task is None:
+                raise EnvironmentFault("nothing is loaded: load a task first")
+            machinery = self._owner.machinery()
+            try:
+                return gold.path(machinery, *self._task)
+            except EnvironmentLost:
+                self._owner.lost()
+                raise
 
     def close(self) -> None:
-        """Let go of it. Never raises; may be called again."""
-        self._server = None
+        """Let go of it. Never raises; may be called again, and from another thread."""
+        self._closed = True
+        if self._owner.lock.acquire(blocking=False):
+            try:
+                self._owner.release(self)
+            finally:
+                self._owner.lock.release()
+        else:
+            self._owner.release_later(self)
+
+    # -- inside ---------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self._closed:
+            raise EnvironmentFault("this session of ScienceWorld is closed: open another")
+
+    def _live(self) -> tuple[Machinery, Live]:
+        """It, made again if need be."""
+        self._open()
+        if self._task is None:
+            raise EnvironmentFault("nothing is loaded: load a task first")
+        owner = self._owner
+        live = owner.get(self)
+        if live is None:
+            try:
+                live = self._again(self._task)
+            except EnvironmentLost:
+                owner.lost()
+                raise
+        return owner.machinery(), live
+
+    def _again(self, task: tuple[str, int, str]) -> Live:
+        owner = self._owner
+        live = owner.make(self, *task)
+        machinery = owner.machinery()
+        for number, action in enumerate(self._actions):
+            if _digest(simulator.step(machinery, live, action)) != self._answers[number]:
+                owner.release(self)
+                raise EnvironmentFault(
+                    f"ScienceWorld answered action {number} ({action[:80]!r}) of {task[0]} "
+                    f"{task[1]} differently when it was repeated"
+                )
+        owner.rebuilt += 1
+        return live
+
+    def _told(self, question: Callable[[Machinery, Live], T]) -> T:
+        with self._owner.lock:
+            machinery, live = self._live()
+            try:
+                return question(machinery, live)
+            except EnvironmentLost:
+                self._owner.lost()
+                raise
+
+
+def _digest(moved: Moved) -> int:
+    text = f"{moved.score} {moved.done} {moved.moves} {moved.observation}"
+    data = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(data)

@@ -1,0 +1,206 @@
+"""The Java process that runs the `scienceworld` package's simulator.
+
+    jvm = Jvm(heap_mib=1024)
+    jvm.gateway.call(...)          see `gateway`
+    jvm.close()
+
+Invariants:
+
+* its heap is capped; out of memory it ends, for the simulator would go on with half a step;
+* it listens on the loopback interface only, and obeys nobody who does not know its token;
+* it ends with this process, however that ends: its standard input is a pipe that nobody
+  else holds, and it leaves when that closes. A Ctrl-C in the terminal is not for it;
+* what it prints is thrown away, but for the last words of the machine itself, which tell
+  of its death; it leaves no file behind.
+
+Not here: what is said to it (`gateway`, `machinery`), which sessions it holds (`pool`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import select
+import shutil
+import subprocess
+import time
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ...engine.errors import EnvironmentFault, MissingDependency
+from .gateway import Gateway
+
+START_SECONDS: Final = 60.0
+"""For Java to start. It takes under a second on an idle machine."""
+CALL_SECONDS: Final = 50.0
+"""For one answer; then the process is killed. The slowest gold path takes some seconds."""
+_REAP_SECONDS: Final = 5.0
+_WORDS: Final = 4096
+_QUIET: Final = (
+    "-XX:+UseSerialGC",  # one thread that computes, and no more beside it
+    "-XX:-UsePerfData",  # a file in /tmp for each process
+    "-XX:ErrorFile=/dev/null",
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:hashCode=2",  # see `machinery`: objects of one name are told in the order of a hash
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Dfile.encoding=UTF-8",
+    "-Duser.language=en",  # it folds case by the language of the machine
+    "-Duser.country=US",
+    "-Djava.awt.headless=true",
+)
+
+
+def find_java() -> str:
+    """The program `java`: JAVA_HOME's, or the one on the path.
+
+    Raises:
+        MissingDependency: there is none; says what to install.
+    """
+    home = os.environ.get("JAVA_HOME")
+    if home:
+        found = shutil.which("java", path=str(Path(home) / "bin"))
+        if found is not None:
+            return found
+    found = shutil.which("java")
+    if found is None:
+        raise MissingDependency(
+            "ScienceWorld's simulator runs on Java, and there is no `java` here: install a Java "
+            "runtime of version 8 or later (Debian and Ubuntu: apt-get install "
+            "default-jre-headless), or set JAVA_HOME"
+        )
+    return found
+
+
+def package() -> tuple[Path, str]:
+    """The folder of the `scienceworld` package, and its version.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    found = importlib.util.find_spec("scienceworld")
+    if found is None or found.origin is None or importlib.util.find_spec("py4j") is None:
+        raise MissingDependency(
+            "ScienceWorld needs the scienceworld package: pip install 'rollwave[sciworld]'"
+        )
+    return Path(found.origin).parent, importlib.metadata.version("scienceworld")
+
+
+class Jvm:
+    """One Java process. Nothing in it is shared with another."""
+
+    def __init__(
+        self,
+        *,
+        heap_mib: int,
+        start_seconds: float = START_SECONDS,
+        call_seconds: float = CALL_SECONDS,
+    ) -> None:
+        """Start it, and wait until it answers.
+
+        Raises:
+            MissingDependency: no Java, or no `scienceworld`.
+            EnvironmentFault: Java does not start; says what it said.
+        """
+        java = find_java()
+        folder, self.version = package()
+        from py4j.java_gateway import find_jar_path
+
+        classpath = os.pathsep.join((find_jar_path(), str(folder / "scienceworld.jar")))
+        command = [
+            *(java, f"-Xmx{heap_mib}m", "-Xms32m", *_QUIET, "-classpath", classpath),
+            *("py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"),
+        ]
+        self._popen: Final = subprocess.Popen(  # noqa: S603 (no word of it is a user's)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,  # it reads a table that lies there
+            process_group=0,
+        )
+        self._end: Final = weakref.finalize(self, _end, self._popen)
+        try:
+            port, token = _handshake(self._popen, start_seconds)
+            self.gateway = Gateway(port, token, self.lost, call_seconds)
+        except BaseException:
+            self._end()
+            raise
+        weakref.finalize(self, self.gateway.close)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._popen.pid
+
+    def lost(self, why: str) -> str:
+        """Kill it, and tell how it ended. For `gateway`, when no answer came."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(0.2)  # it may be about to say why
+        code = self._popen.poll()
+        words = _words(self._popen)
+        self.close()
+        how = why if code is None else f"ended with code {code}"
+        return f"the Java process of ScienceWorld {how}" + (f"; it said: {words}" if words else "")
+
+    def close(self) -> None:
+        """End it. May be called again."""
+        gateway = getattr(self, "gateway", None)
+        if gateway is not None:
+            gateway.close()
+        self._end()
+
+
+def _handshake(popen: subprocess.Popen[bytes], seconds: float) -> tuple[int, str]:
+    """The port and the token that it prints first."""
+    assert popen.stdout is not None
+    output = popen.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    until = time.monotonic() + seconds
+    said = b""
+    while said.count(b"\n") < 2:
+        left = until - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise EnvironmentFault(f"Java did not start within {seconds:g} s")
+        data = os.read(output, 4096)
+        if not data:
+            raise EnvironmentFault(
+                "Java does not start: " + (_line(said) or "it ended without a word") + ". Try "
+                "`java -version`; a memory limit of this process holds for Java too"
+            )
+        said += data
+    port, token = said.decode("ascii", "replace").split("\n")[:2]
+    if not port.strip().isdigit():
+        raise EnvironmentFault(f"Java started, and then said: {_line(said)}")
+    return int(port), token.strip()
+
+
+def _words(popen: subprocess.Popen[bytes]) -> str:
+    """What it printed since, and nobody read."""
+    if popen.stdout is None or popen.stdout.closed:
+        return ""
+    output = popen.stdout.fileno()
+    os.set_blocking(output, False)
+    said = b""
+    with suppress(OSError):
+        while data := os.read(output, 65536):
+            said = (said + data)[-_WORDS:]
+    return _line(said)
+
+
+def _line(said: bytes) -> str:
+    return " | ".join(said.decode(errors="replace").strip().splitlines()[-4:])[:500]
+
+
+def _end(popen: subprocess.Popen[bytes]) -> None:
+    """It holds nothing that it would have to put away."""
+    popen.kill()
+    with suppress(subprocess.TimeoutExpired):
+        popen.wait(_REAP_SECONDS)
+    for pipe in (popen.stdin, popen.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
