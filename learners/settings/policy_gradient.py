@@ -171,6 +171,13 @@ class GradientSettings(LearnerSettings, frozen=True):
     def __post_init__(self) -> None:
         require(self.max_staleness >= 0, "max_staleness", self.max_staleness, "0 or more")
         require(0 < self.discount <= 1, "discount", self.discount, "in (0, 1]")
+        lora = self.training.lora
+        require(
+            lora is None or lora.dropout == 0,
+            "training.lora.dropout",
+            lora and lora.dropout,
+            "0: two log-probs are compared, and dropout would move one of them",
+        )
 
 
 class GrpoSettings(GradientSettings, frozen=True, tag="grpo"):
@@ -178,13 +185,20 @@ class GrpoSettings(GradientSettings, frozen=True, tag="grpo"):
 
     estimator: Estimator = "dr_grpo"
     zero_variance: Literal["drop", "keep"] = "drop"
-    """Of groups whose rewards are all equal. Their advantage is 0 either way."""
+    """What is done with groups whose rewards are all equal. Their advantage is 0 either way."""
     step_weight: float = 1.0
     """Of the step advantage in "gigpo"."""
+    resets: bool = False
+    """Start the return of "reinforce_pp" anew after each observation, as published code does.
+    All turns but the last then learn nothing: for comparisons."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.step_weight >= 0, "step_weight", self.step_weight, "0 or more")
+        if self.estimator == "maxrl":
+            negative = self.reward.invalid_penalty > 0 or self.reward.overlong == "penalty"
+            require(not negative, "estimator", "maxrl", "another where rewards are penalised")
+            require(self.kl.where != "reward", "kl.where", "reward", '"loss" with maxrl')
 
 
 class PpoSettings(GradientSettings, frozen=True, tag="ppo"):
