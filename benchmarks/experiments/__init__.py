@@ -1,0 +1,1 @@
+"""Shape reproductions: the papers' claims in small, as paired experiments over seeds."""
