@@ -21,9 +21,14 @@ Not here: the forward pass and the reference (`preference`, `reference`), which 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
+
+
+TIE: Final = 1e-3
+"""An h below it is a tie: two passes of one policy differ by the rounding of sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def preference_metrics(sides: Sides, beta: float) -> dict[str, float]:
     rejected_reward = beta * (sides.rejected - sides.reference_rejected).detach()
     sums = {
         "margin": beta * h,
-        "accuracy": (h > 0).float(),
+        "accuracy": (h > TIE).float(),
         "chosen_reward": chosen_reward,
         "rejected_reward": rejected_reward,
         "chosen_logprob": sides.chosen.detach(),
