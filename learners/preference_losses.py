@@ -26,7 +26,6 @@ from typing import Final
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-
 TIE: Final = 1e-3
 """An h below it is a tie: two passes of one policy differ by the rounding of sums."""
 
