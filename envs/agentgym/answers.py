@@ -64,6 +64,7 @@ _FIELDS: Final[Mapping[str, Callable[[Session], object]]] = MappingProxyType(
         "reward": lambda s: s.reward,
         "score": _score,
         "done": lambda s: s.done,
+        "success": lambda s: s.success,
         "terminated": lambda s: s.terminated,
         "truncated": lambda s: s.truncated,
         "deleted": lambda _: False,

@@ -59,6 +59,7 @@ from .batch import (
     Told,
 )
 from .client import address
+from .conversation import sendable
 
 R = TypeVar("R", Opened, Said, Told, Closed)
 
@@ -271,7 +272,7 @@ class _Remote(Hosted):
     async def step(self, action: str) -> StepResult:
         self._check()
         try:
-            said = await self._host.ask(Step(self._id, self._steps, _sendable(action)), Said)
+            said = await self._host.ask(Step(self._id, self._steps, sendable(action)), Said)
         finally:
             self._steps += 1  # a caller that gave up does not get this answer for its next step
         return StepResult(
@@ -295,11 +296,6 @@ class _Remote(Hosted):
         if not self._closed:
             self._closed = True
             self._host.leave(self._id)
-
-
-def _sendable(action: str) -> str:
-    """Half a character cannot be sent: "?" stands for it."""
-    return action if action.isascii() else action.encode("utf-8", "replace").decode()
 
 
 def _failure(reply: Failed) -> Exception:

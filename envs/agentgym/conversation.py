@@ -91,7 +91,7 @@ class Talk:
             self.actions = _texts(answer.get("available_actions", ()))
         if dialect.name == "webarena" and text == "TimeoutError":
             raise EnvironmentFault("/reset answered TimeoutError: the site was not reached")
-        if dialect.name == "wordle" and not self._words:
+        if dialect.name == "wordle":  # each task may have its own
             words = yield self._get("/filtered_vocab")
             self._words = tuple(_texts(words))
         require_text("/reset", text)
@@ -114,15 +114,7 @@ class Talk:
         if self.done:
             raise EnvironmentFault("no episode is on in this session: reset it first")
         dialect = self.dialect
-        if dialect.cleans:
-            line = action.strip().partition("\n")[0]
-            action = " ".join(_JUNK.sub("", line).split())
-        try:
-            body = _encode({dialect.id_field: self.id, "action": action})
-        except UnicodeEncodeError:
-            # Half a character cannot be sent; "?" is no part of any action either.
-            action = action.encode("utf-8", "replace").decode()
-            body = _encode({dialect.id_field: self.id, "action": action})
+        body = _encode({dialect.id_field: self.id, "action": as_sent(dialect, action)})
         answer = yield Call("/step", body, False)
         if not isinstance(answer, dict):
             raise EnvironmentFault(f"/step answered no object: {_short(answer)}")
@@ -144,7 +136,9 @@ class Talk:
             earned = 0
         reward = earned - self._score if dialect.reward_in == "score" else earned
         self._score += reward
-        solved = terminated is True and self._score >= dialect.success_from
+        told = answer.get("success")
+        solved = told if isinstance(told, bool) else self._score >= dialect.success_from
+        solved = solved and terminated is True
         truncated = truncated is True and not terminated
         return require_result(StepResult(text, float(reward), terminated, truncated, solved))  # type: ignore[arg-type]
 
@@ -162,6 +156,19 @@ class Talk:
 
     def _get(self, path: str) -> Call:
         return Call(f"{path}?{self.dialect.id_field}={self.id}", None, True, False)
+
+
+def as_sent(dialect: Dialect, action: str) -> str:
+    """An action as it goes to that server."""
+    if dialect.cleans:
+        line = action.strip().partition("\n")[0]
+        action = " ".join(_JUNK.sub("", line).split())
+    return sendable(action)
+
+
+def sendable(action: str) -> str:
+    """Half a character cannot be sent: "?" stands for it, which is no part of any action either."""
+    return action if action.isascii() else action.encode("utf-8", "replace").decode()
 
 
 def read(dialect: Dialect, call: Call, status: int, body: bytes) -> Any:

@@ -235,12 +235,14 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({row.name: row for row
 
 
 def plain(name: str) -> Dialect:
-    """The dialect of a world that AgentGym does not have: the plainest of them, with `/close`."""
+    """The dialect of a world that AgentGym does not have: the plainest of them, with `/close`, and
+    with `success`, since no more is known about its rewards."""
     return Dialect(
         name=name,
         title=name,
         world=name,
         begun=("id", "observation", "done", "reward"),
+        stepped=("observation", "reward", "done", "success"),
         extras=MappingProxyType({"available_actions": "available_actions"}),
         closes=True,
     )

@@ -27,6 +27,7 @@ _TYPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "reward": {"type": "number"},
     "score": {"type": "number"},
     "done": _FLAG,
+    "success": _FLAG,
     "terminated": _FLAG,
     "truncated": _FLAG,
     "deleted": _FLAG,

@@ -262,6 +262,11 @@ class _World:
             return lambda request: self._look(request, shape)
         return lambda request: self._field(request, shape)
 
+    def _task(self, index: int) -> int:
+        """The task of that number, as AgentGym's server takes it."""
+        served = self._served
+        return index % served.tasks if self._dialect.wraps and served.tasks else index
+
     async def _create(self, request: Request) -> Reply:
         self._requests.create(request.body)
         sessions = self._sessions
@@ -269,7 +274,7 @@ class _World:
             session = await sessions.open(self._served)
             if "observation" in self._dialect.created:
                 async with sessions.hold(session):
-                    await sessions.reset(session, session.id)
+                    await sessions.reset(session, self._task(session.id))
             return await self._reply(session.id, self._dialect.created)
         except Refused as refusal:
             return self._server.refuse(refusal, self._served)
@@ -280,7 +285,7 @@ class _World:
         try:
             session = sessions.find(id, self._served)
             async with sessions.hold(session):
-                await sessions.reset(session, index)
+                await sessions.reset(session, self._task(index))
                 return _json(await answer(sessions, session, self._dialect.begun))
         except Refused as refusal:
             return self._server.refuse(refusal, self._served)

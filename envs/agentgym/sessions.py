@@ -243,8 +243,6 @@ class Sessions:
             Refused: there is no such task, or the world failed.
         """
         served = session.served
-        if served.dialect.wraps and served.tasks:
-            index %= served.tasks
         task = Task(served.spec.id, index)
         text = await self._kept(session, lambda: _reset(session.hosted, task, seed))
         told = await self.about(session) if served.dialect.facts else {}

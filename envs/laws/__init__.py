@@ -24,9 +24,10 @@ except ImportError:
 
 from .machine import SessionsMachine, machine
 from .scripts import HOSTILE, moves, scripts, tasks
-from .search import LAWS, LawResult, broken, check
+from .search import CARRIED, LAWS, LawResult, broken, check
 
 __all__ = [
+    "CARRIED",
     "HOSTILE",
     "LAWS",
     "LawResult",

@@ -71,6 +71,8 @@ class Probe:
     """One session of an environment."""
 
     spec: EnvSpec
+    again: str = "the second time"
+    """When, or where, it is that this session repeats what another was answered."""
     env: Environment = field(init=False)
     task: Task | None = field(default=None, init=False)
     seed: int = field(default=0, init=False)
@@ -147,7 +149,7 @@ class Probe:
             was, now = _difference(known, self.answers[-1])
             step = len(self.actions)
             after = f"action {step} ({_short(self.actions[-1])})" if step else "reset"
-            raise self.broken(f"the answer to {after} was {was}, and is {now} the second time")
+            raise self.broken(f"the answer to {after} was {was}, and is {now} {self.again}")
 
     def refuses(self, name: str, call: Callable[..., object], *args: object) -> None:
         """Expect an EnvironmentFault."""

@@ -21,12 +21,14 @@ from hypothesis.stateful import run_state_machine_as_test
 from ...engine.errors import LawBroken
 from ..base import EnvSpec, Task
 from ..registry import resolve
+from ..transports import HERE, Carried, carried
 from .machine import SessionsMachine, machine
-from .probe import Probe, Script
+from .probe import Probe
 from .scripts import scripts
 from .single import (
     answers_any_text,
     asking_changes_nothing,
+    carried_unchanged,
     closed_is_closed,
     costs_what_it_says,
     deterministic,
@@ -95,24 +97,52 @@ _ALL: Final[tuple[Callable[..., Any], ...]] = (
 )
 
 LAWS: Final = tuple(_name(law) for law in _ALL)
-"""The names of all laws."""
+"""The names of all laws that hold in any process."""
+
+CARRIED: Final = _name(carried_unchanged)
+"""The name of the law about transports."""
 
 
 def check(
-    spec: EnvSpec | str, *, examples: int = 100, seed: int = 0, only: Collection[str] = LAWS
+    spec: EnvSpec | str,
+    *,
+    examples: int = 100,
+    seed: int = 0,
+    only: Collection[str] = LAWS,
+    over: str = HERE,
 ) -> list[LawResult]:
     """Look for broken laws; one result a law, in a fixed order.
 
-    `examples` is the number of scripts tried for each law, of runs of the machine, and
-    of tasks that the expert plays. `only` names
-    the laws to look at, beside the one about splits.
+    Args:
+        spec: the environment, or its id.
+        examples: the number of scripts tried for each law, of runs of the machine, and of
+            tasks that the expert plays.
+        seed: of the search.
+        only: the laws to look at, beside the one about splits, by name.
+        over: the transport to look through (`transports`); over any but this process one
+            law more is looked at, "carried unchanged".
 
     Raises:
-        UnknownEnvironment, ConfigError: the id does not resolve.
+        UnknownEnvironment, ConfigError: the id does not resolve, or there is no such
+            transport for it.
+        MissingDependency: a package is not installed.
     """
     if isinstance(spec, str):
         spec = resolve(spec)
-    results = [_verdict(splits_are_disjoint, seed, lambda: splits_are_disjoint(spec))]
+    with carried(spec, over) as there:
+        results = _check(there, examples, seed, only)
+        if over != HERE and results[0].held:
+            results.append(_carried(there, examples, seed, over))
+    return results
+
+
+def _check(there: Carried, examples: int, seed: int, only: Collection[str]) -> list[LawResult]:
+    spec, excused = there.spec, there.excused
+    first = splits_are_disjoint
+    if _name(first) in excused:
+        results = [_result(first, seed, skipped=excused[_name(first)])]
+    else:
+        results = [_verdict(first, seed, lambda: first(spec))]
     if not results[0].held:
         return results  # without tasks there is nothing to play
     one, two = (scripts(spec),), (scripts(spec, most=6),) * 2
@@ -134,7 +164,7 @@ def check(
     for law, strategies in tried:
         if _name(law) not in only:
             continue
-        why = _inapplicable(law, spec)
+        why = excused.get(_name(law), "") or _inapplicable(law, spec)
         if why:
             results.append(_result(law, seed, skipped=why))
         else:
@@ -144,6 +174,14 @@ def check(
     if _name(expert_keeps_its_word) in only:
         results.append(_expert(spec, examples, seed, sound=sound))
     return results
+
+
+def _carried(there: Carried, examples: int, seed: int, over: str) -> LawResult:
+    law = carried_unchanged
+    if not there.spec.deterministic:
+        return _result(law, seed, skipped=_inapplicable(deterministic, there.spec))
+    tried = (st.just(there.here), st.just(over), scripts(there.spec))
+    return _judge(law, there.spec, tried, examples, seed, sound=True)
 
 
 def _inapplicable(law: Callable[..., Any], spec: EnvSpec) -> str:
@@ -215,7 +253,7 @@ def _judge(
         return _verdict(law, seed, lambda: _run_machine(machine(spec), how, seed), sound=sound)
     findings: list[tuple[int, LawBroken]] = []
 
-    def body(drawn: tuple[Script, ...]) -> None:
+    def body(drawn: tuple[Any, ...]) -> None:
         try:
             law(spec, *drawn)
         except LawBroken as broken:

@@ -28,6 +28,11 @@ def deterministic(spec: EnvSpec, script: Script) -> None:
     Probe(spec).repeat(Probe(spec).play(script))
 
 
+def carried_unchanged(spec: EnvSpec, here: EnvSpec, over: str, script: Script) -> None:
+    """Over another transport a session answers as it does in this process."""
+    Probe(spec, again=f"over {over}").repeat(Probe(here).play(script))
+
+
 def reset_resets(spec: EnvSpec, before: Script, script: Script) -> None:
     """An episode goes as in a new session, whatever the session played before."""
     fresh = Probe(spec).play(script)
@@ -175,6 +180,11 @@ _STEP_SECONDS: Final = {"inline": 2e-3, "thread": 1.0}
 _LEAK_BYTES: Final = 64 * 1024
 """Growth for each repeat of one episode that no cache explains."""
 
+_REPEATS: Final = 4
+_LOOKS: Final = 3
+"""A leak grows whenever one looks; what is cleared away in batches, as the loop behind a
+transport does with its deadlines, does not."""
+
 
 def costs_what_it_says(spec: EnvSpec, script: Script) -> None:
     """A step takes no more time than its cost class allows, and an episode leaves no memory."""
@@ -189,18 +199,26 @@ def costs_what_it_says(spec: EnvSpec, script: Script) -> None:
     _timed(spec, script)  # fill the caches
     tracemalloc.start()
     try:
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        for _ in range(4):
-            _timed(spec, script)
-        gc.collect()
-        grown = (tracemalloc.get_traced_memory()[0] - before) / 4
+        for _ in range(_LOOKS):
+            grown = _grown(spec, script)
+            if grown <= _LEAK_BYTES:
+                break
     finally:
         tracemalloc.stop()
     if grown > _LEAK_BYTES:
         raise _played(spec, script).broken(
             f"each repeat of the episode leaves {grown / 1024:.0f} KiB behind after close"
         )
+
+
+def _grown(spec: EnvSpec, script: Script) -> float:
+    """Bytes that each of a few repeats of an episode leaves behind."""
+    gc.collect()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(_REPEATS):
+        _timed(spec, script)
+    gc.collect()
+    return (tracemalloc.get_traced_memory()[0] - before) / _REPEATS
 
 
 def _timed(spec: EnvSpec, script: Script) -> tuple[float, int]:
