@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rollwave.engine.codec import pack_floats, pack_tokens
 from rollwave.engine.errors import FaultKind
-from rollwave.engine.trajectory import Fault, Outcome, Trajectory, Turn
+from rollwave.engine.trajectory import (
+    ChatMessage,
+    Fault,
+    FinishReason,
+    Outcome,
+    Trajectory,
+    Turn,
+)
 
 VOCABULARY = ("at", "door", "wall", "key", "up", "down", "left", "right", *map(str, range(8)))
 
@@ -72,3 +81,72 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(
         make_tiny_model(out, vocabulary=VOCABULARY, width=32, layers=2, heads=2, context=128)
     )
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[..., list[Trajectory]]:
+    """`sample(model, tasks, reward, attempts=…)`: what a model itself wrote, one token a turn.
+
+    A task is a list of observations, one a turn; `reward(task number, words)` scores it.
+    """
+    return _sampled
+
+
+def _sampled(
+    model: str,
+    tasks: Sequence[Sequence[str]],
+    reward: Callable[[int, list[str]], float],
+    *,
+    attempts: int = 4,
+    wave: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Trajectory]:
+    import torch
+    from rollwave.learners.chat import load_renderer
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    renderer = load_renderer(model)
+    random = torch.Generator().manual_seed(1000 * seed + wave)
+    made = []
+    for number, seen in enumerate(tasks):
+        ids = torch.zeros((attempts, 0), dtype=torch.int64)
+        mask, turns, logprobs = b"", [], torch.zeros((attempts, 0))
+        for index, observation in enumerate(seen):
+            first = [ChatMessage("user", observation)]
+            prompt = (
+                renderer.following(observation, closed=False) if index else renderer.opening(first)
+            )
+            prompts = torch.tensor([prompt] * attempts)
+            ids = torch.cat([ids, prompts], dim=1)
+            with torch.no_grad():
+                logps = (policy(ids).logits[:, -1] / temperature).log_softmax(-1)
+            drawn = torch.multinomial(logps.exp(), 1, generator=random)
+            ids = torch.cat([ids, drawn], dim=1)
+            zeros = torch.zeros(prompts.shape)
+            logprobs = torch.cat([logprobs, zeros, logps.gather(1, drawn)], dim=1)
+            mask += bytes(len(prompt)) + b"\x01"
+            turns.append((observation, len(mask) - 1))
+        for row in range(attempts):
+            words = [renderer.decode([int(ids[row, at])]) for _, at in turns]
+            value = reward(number, words)
+            made.append(
+                attempt(
+                    number,
+                    row,
+                    wave=wave,
+                    versions=(wave - 1, wave - 1),
+                    outcome=Outcome.SUCCESS if value >= 1 else Outcome.FAILURE,
+                    reward=value,
+                    temperature=temperature,
+                    token_ids=pack_tokens(ids[row].tolist()),
+                    loss_mask=mask,
+                    logprobs=pack_floats(logprobs[row].tolist()),
+                    turns=tuple(
+                        Turn(seen, word, word, 0.0, at, at + 1, finish=FinishReason.LENGTH)
+                        for (seen, at), word in zip(turns, words, strict=True)
+                    ),
+                )
+            )
+    return made
