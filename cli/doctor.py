@@ -39,6 +39,7 @@ PACKAGES: Final = {
     "laws": ("hypothesis",),
     "figures": ("matplotlib",),
     "serve": ("httptools", "fastapi", "hypercorn"),
+    "sciworld": ("scienceworld", "py4j"),
 }
 """Distributions by the extra that installs them."""
 
@@ -51,6 +52,10 @@ PROBES: Final = {
     "vllm": (
         "import json, vllm; from vllm.platforms import current_platform as p; "
         "print(json.dumps({'device': p.device_type}))"
+    ),
+    "scienceworld": (
+        "import json; from rollwave.envs.sciworld.jvm import java_version; "
+        "print(json.dumps({'java': java_version()}))"
     ),
 }
 """What a child process runs to see whether a library works; it prints one JSON object."""
@@ -210,7 +215,7 @@ def examine(
             if absent
             else Check(what, Status.OK, _listed(versions, PACKAGES[extra]))
         )
-    return checks + _limits(machine)
+    return [*checks, _sciworld(versions, probes), *_limits(machine)]
 
 
 def _core(versions: Mapping[str, str | None]) -> Check:
@@ -278,6 +283,21 @@ def _vllm(
         return Check("vLLM", Status.LOW, f"{found} leaves the GPU idle", "make setup EXTRA=vllm")
     device = result.facts.get("device")
     return Check("vLLM", Status.OK, f"{found} on {device}" if device else found)
+
+
+def _sciworld(versions: Mapping[str, str | None], probes: Mapping[str, Probe]) -> Check:
+    absent = [name for name in PACKAGES["sciworld"] if versions.get(name) is None]
+    if absent:
+        return Check(
+            "ScienceWorld", Status.MISSING, f"no {', '.join(absent)}", _install("sciworld")
+        )
+    result = probes.get("scienceworld", Probe(works=True))
+    if not result.works:  # whoever installs all extras need not have Java
+        remedy = "install a Java runtime (apt-get install default-jre-headless), or set JAVA_HOME"
+        return Check("ScienceWorld", Status.MISSING, result.error, remedy)
+    java = result.facts.get("java")
+    found = _listed(versions, ("scienceworld",))
+    return Check("ScienceWorld", Status.OK, f"{found} on {java}" if java else found)
 
 
 def _limits(machine: Machine) -> list[Check]:

@@ -20,7 +20,7 @@ from typing import Final
 from ...engine.errors import ConfigError
 from ..base import EnvFamily, EnvSpec
 from .environment import Actions, SciWorld
-from .pool import Simulators
+from .pool import LIMITS, Simulators
 from .prompts import PROMPT
 from .tasks import Ids, table
 from .wording import Wording
@@ -81,6 +81,7 @@ def _build(
         turn_limit=turn_limit,
         reward_range=(-1.0, 1.0),
         cost="worker",
+        workers=LIMITS,
         expert_success=next(share for turns, share in claims if turn_limit >= turns),
     )
 

@@ -68,10 +68,34 @@ def find_java() -> str:
     if found is None:
         raise MissingDependency(
             "ScienceWorld's simulator runs on Java, and there is no `java` here: install a Java "
-            "runtime of version 8 or later (Debian and Ubuntu: apt-get install "
+            "runtime of version 11 or later (Debian and Ubuntu: apt-get install "
             "default-jre-headless), or set JAVA_HOME"
         )
     return found
+
+
+def java_version() -> str:
+    """What `java -version` says of itself.
+
+    Raises:
+        MissingDependency: there is no Java, or none that runs.
+    """
+    java = find_java()
+    try:
+        done = subprocess.run(  # noqa: S603 (no word of it is a user's)
+            [java, "-version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=START_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingDependency(f"{java} does not run: {error}") from error
+    said = done.stderr.strip().splitlines()
+    if done.returncode != 0 or not said:
+        raise MissingDependency(f"{java} does not run: {' | '.join(said)[:200]}")
+    return said[0]
 
 
 def package() -> tuple[Path, str]:

@@ -27,6 +27,7 @@ Not here: one live session (`simulator`), the solutions on disk (`gold`).
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from array import array
 from collections import deque
@@ -35,6 +36,7 @@ from random import Random
 from typing import Final, TypeVar
 
 from ...engine.errors import ConfigError, EnvironmentFault, EnvironmentLost
+from ..worker.limits import WorkerLimits
 from . import gold, simulator
 from .jvm import Jvm
 from .machinery import Live, Machinery
@@ -45,6 +47,13 @@ T = TypeVar("T")
 HEAP_MIB: Final = 1024
 LIVE: Final = 1200
 """A session takes 0.3 to 0.7 MB, so that these fill no more than most of `HEAP_MIB`."""
+MOST_PROCESSES: Final = 4
+"""Worker processes, each with a Java process: four take some 600 steps a second."""
+LIMITS: Final = WorkerLimits(
+    workers=min(MOST_PROCESSES, os.cpu_count() or 1),
+    sessions_per_worker=4096,  # logical ones
+    memory_mib=2048,  # Java inherits twice as much as its limit, which its heap is well below
+)
 _DRAWN: Final = 4
 """Among as many the least work is let go. Long ones that nobody calls go when all are long."""
 _LOADS: Final = 32

@@ -20,9 +20,9 @@ from ...engine.errors import EnvironmentFault
 from .gateway import Call
 from .machinery import Live, Machinery
 
-LONGEST: Final = 1000
-"""Characters of an action that are looked at; the longest that means anything has some 200.
-The simulator's parser takes minutes for a few hundred thousand."""
+LONGEST: Final = 10_000
+"""Characters of an action that are looked at, and kept; the longest that means anything has
+some 200."""
 
 _BLANKS: Final = "".join(map(chr, range(33)))
 """What Java trims."""

@@ -142,7 +142,9 @@ class Raised(Message, frozen=True):
         return found(self.text) if found is not None else AskFailed(self.kind, self.text)
 
 
-_OURS: Final = frozenset({"ConfigError", "EnvironmentFault", "BadDataFile", "MissingDependency"})
+_OURS: Final = frozenset(
+    {"ConfigError", "EnvironmentFault", "EnvironmentLost", "BadDataFile", "MissingDependency"}
+)
 
 Request = Load | Open | Reset | Step | Hint | List | About | Close | Census
 
