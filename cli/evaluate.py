@@ -36,7 +36,8 @@ def evaluate(
     """Play episodes and measure how good the policy is.
 
     Greedy unless told otherwise. Average reward counts every episode, those that broke
-    with 0; the interval is the 95 % interval of the success rate.
+    with 0; the interval is the 95 % interval of the success rate. With --attempts N and a
+    temperature above 0, pass@k and the best of N are shown too: an oracle's upper bound.
     """
     chosen = PlayOptions(
         env=env,

@@ -22,6 +22,7 @@ from ..engine.store import Store
 from ..engine.trajectory import Trajectory
 from ..envs.base import EnvSpec, Task
 from ..envs.registry import resolve
+from .attempts import report_attempts
 from .envs import find
 from .interrupt import keeping, run
 from .output import Output
@@ -210,7 +211,8 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
 
     JSON keys: `episodes`, `outcomes`, `faults`, `success_rate`, `interval`,
     `average_reward`, `average_reward_scored`, `turns`, `turns_mean`, `format_errors`,
-    `truncated`, `seconds`, `turns_per_second`, `resumed`, `restarted`, `wave`, `environments`.
+    `truncated`, `seconds`, `turns_per_second`, `resumed`, `restarted`, `wave`, `environments`;
+    with `figures` also `best_of`.
     """
     rows = played.evaluations + ([played.total] if len(played.evaluations) > 1 else [])
     columns = ["environment", "episodes", "success", "95 % interval", "reward", "turns"]
@@ -236,6 +238,7 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
             for row in rows
         ],
     )
+    attempts = report_attempts(played.trajectories, output) if figures else None
     total = played.total
     output.text(
         f"{total.turns} turns in {played.seconds:.1f} s; trajectories in {played.wave} "
@@ -260,6 +263,7 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
             "resumed": played.resumed,
             "restarted": played.restarted,
             "wave": str(played.wave),
+            **({"best_of": attempts} if figures else {}),
             "environments": {row.env: asdict(row) for row in played.evaluations},
         }
     )

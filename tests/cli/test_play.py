@@ -105,6 +105,27 @@ def test_evaluate_shows_a_table_by_environment(
     assert err == ""
 
 
+def test_evaluate_with_attempts_names_the_oracle(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("--env", "maze-grid-v1?size=3", "--limit", 6, "--policy", "random", "--attempts", 4)
+    options = ("--seed", 3, "--out", tmp_path / "r")
+    code, out, _ = run(capsys, "evaluate", *words, *options)
+    assert code == 0
+    assert "best of 4" in out
+    assert "oracle upper bound" in out
+    code, out, _ = run(capsys, "evaluate", *words, *options, "--json")
+    found = json.loads(out)
+    best = found["best_of"]
+    assert (best["label"], best["attempts"], best["tasks"]) == ("oracle upper bound", 4, 6)
+    assert list(best["pass_at"]) == ["1", "2", "4"]
+    assert best["pass_at"]["1"] == pytest.approx(found["success_rate"])
+    assert best["pass_at"]["1"] < best["pass_at"]["4"] <= 1
+    assert best["likeliest"] is None  # a random policy has no log-probs
+    code, out, _ = run(capsys, "rollout", *words, "--out", tmp_path / "other", "--json")
+    assert "best_of" not in json.loads(out)
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
