@@ -1,16 +1,20 @@
-"""Where a campaign's policies play: exploration, evaluation, and the swap between them.
+"""Where a campaign's policies play: evaluation, the swap between policies, and the engine.
 
-Invariants: what is sealed is read and not played again; a set of episodes with more
-faults than allowed stops the campaign; evaluations are greedy.
+Invariants: what is sealed is read and not played again, and a campaign that only reads
+starts no engine; a set of episodes with more faults than allowed stops the campaign;
+evaluations are greedy, and of one policy.
 
-Not here: which policy plays next and why (`campaign`).
+Not here: which policy plays next and why (`evolution`), and what is explored (`explorer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from ..engine.errors import ConfigError
 from ..engine.store import Store
@@ -18,11 +22,12 @@ from ..engine.trajectory import Wave
 from ..envs.base import EnvSpec, Task
 from ..envs.registry import resolve
 from .config import CampaignConfig
-from .embedding import Engine
+from .embedding import Engine, EngineSettings, open_engine
 from .evaluator import Evaluation, summarise
 from .monitor import Snapshot, Watch
+from .policy_source import PolicySource
 from .protocol import Sampling
-from .waves import WavePlan, play_wave
+from .waves import WavePlan, play_wave, read_sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ def curriculum(config: CampaignConfig) -> Curriculum:
     """Choose the tasks of a campaign.
 
     Raises:
-        ConfigError: a split does not exist, or an evaluation task is also trained on.
+        ConfigError: a split does not exist, an evaluation task is also trained on, or the
+            environment cannot be played as the algorithm needs it.
     """
     spec = resolve(config.environment.id)
 
@@ -67,70 +73,109 @@ def curriculum(config: CampaignConfig) -> Curriculum:
     shared = [task.id for task in (*dev, *test) if task.id in seen]
     if shared:
         raise ConfigError(f"task {shared[0]} is both trained on and evaluated: choose other splits")
+    if config.learner.exploration != "tasks" and not spec.deterministic:
+        raise ConfigError(
+            f"{spec.id} is not deterministic, so nobody can go on behind an expert's turns in it: "
+            "contrast whole trajectories"
+        )
     return Curriculum(spec, experts, explore, dev, test)
 
 
 class Arena:
-    """An open engine and the stores of a campaign."""
+    """An engine, once one is needed, and the policy that it serves.
+
+    Args:
+        config: of the campaign.
+        stack: closes the engine; entered in the task that opens it.
+        source: gives the policy that the engine starts with: version 0.
+        limits: of the engine.
+        watch: told a snapshot for each record, swap and stage.
+    """
 
     def __init__(
-        self, config: CampaignConfig, tasks: Curriculum, engine: Engine, watch: Watch
+        self,
+        config: CampaignConfig,
+        stack: AsyncExitStack,
+        source: Callable[[], PolicySource],
+        limits: EngineSettings,
+        watch: Watch,
     ) -> None:
-        self.turns = 0
-        """Turns played so far, those of waves that were read back included."""
-        self.explored = 0
-        """Episodes explored so far."""
         self._config = config
-        self._tasks = tasks
-        self._engine = engine
+        self._stack = stack
+        self._source = source
+        self._limits = limits
         self._watch = watch
+        self._engine: Engine | None = None
+        self._served = 0
+        self._policy: tuple[int, str] = (0, "")
+        self._published = trio.Event()
 
-    async def explore(self, wave: int, store: Store) -> Wave:
-        """Explore with the policy that serves now, and seal the wave.
+    @property
+    def version(self) -> int:
+        """Of the policy that was published last."""
+        return self._policy[0]
 
-        Raises:
-            TooManyFaults: the world is broken.
-        """
-        rollout = self._config.rollout
-        plan = WavePlan(
-            number=wave,
-            tasks=self._tasks.explore,
-            attempts=rollout.attempts,
-            sampling=Sampling(rollout.temperature, rollout.max_tokens),
-            turn_limit=self._config.environment.turn_limit,
-            policy_version=wave - 1,
-        )
-        sealed = await self._play(store, plan, f"wave {wave}: explore")
-        self.explored += len(sealed.trajectories)
-        return sealed
+    async def engine(self) -> Engine:
+        """The engine, opened now if it is the first to ask; it serves the published policy."""
+        if self._engine is None:
+            opened = open_engine(self._source(), settings=self._limits)
+            self._engine = await self._stack.enter_async_context(opened)
+        await self._serve(self._engine)
+        return self._engine
 
     async def publish(self, version: int, model: str) -> None:
-        """Serve a new policy from now on."""
-        self._watch(Snapshot(stage=f"publish {Path(model).name}"))
-        await self._engine.swap_weights(version, model)
+        """Serve a new policy from now on, to episodes that have begun, too."""
+        self._policy = (version, model)
+        if self._engine is not None:
+            await self._serve(self._engine)
+        self._published.set()
+        self._published = trio.Event()
 
-    async def evaluate(self, version: int, store: Store, tasks: Sequence[Task]) -> Evaluation:
-        """Evaluate the policy that serves now, greedily.
+    async def reached(self, version: int) -> None:
+        """Wait until a policy of that version, or a newer one, was published."""
+        while self.version < version:
+            await self._published.wait()
+
+    async def _serve(self, engine: Engine) -> None:
+        version, model = self._policy
+        if version != self._served:
+            self._watch(Snapshot(stage=f"publish {Path(model).name}"))
+            await engine.swap_weights(version, model)
+            self._served = version
+
+    async def evaluate(self, store: Store, tasks: Sequence[Task]) -> Evaluation:
+        """Evaluate the policy that was published last, greedily.
 
         Raises:
             TooManyFaults: the world is broken.
         """
         config = self._config
+        horizon = config.rollout.horizon
         plan = WavePlan(
-            number=version,
+            number=self.version,
             tasks=tasks,
             sampling=Sampling(0.0, config.evaluate.max_tokens or config.rollout.max_tokens),
-            turn_limit=config.environment.turn_limit,
-            policy_version=version,
+            turn_limit=horizon[-1] if horizon else config.environment.turn_limit,
+            policy_version=self.version,
         )
         name = store.path.name
-        sealed = await self._play(store, plan, f"evaluate policy {version} on {name}")
+        sealed = await self.play(store, plan, f"evaluate policy {self.version} on {name}")
         return summarise(name, sealed.trajectories)
 
-    async def _play(self, store: Store, plan: WavePlan, stage: str) -> Wave:
+    async def play(self, store: Store, plan: WavePlan, stage: str) -> Wave:
+        """Play a wave with the policy that was published last, or read it.
+
+        Raises:
+            TooManyFaults: the world is broken.
+        """
         run = self._config.run
-        sealed = await play_wave(
-            self._engine,
+        sealed = await read_sealed(store, plan.number, max_fault_share=run.max_fault_share)
+        if sealed is not None:
+            return sealed
+        engine = await self.engine()
+        self._watch(Snapshot(stage=stage))
+        return await play_wave(
+            engine,
             store,
             plan,
             watch=self._watch,
@@ -138,5 +183,3 @@ class Arena:
             max_fault_share=run.max_fault_share,
             seconds=run.wave_seconds,
         )
-        self.turns += sum(len(t.turns) for t in sealed.trajectories)
-        return sealed

@@ -117,8 +117,13 @@ class Dispatcher(Actor):
         ref = self._sessions.start_child_nowait(
             spec, on_exit=lambda gone: self._session_gone(book, order, gone)
         )
+        opening = book.openings.get(order.id)
+        if opening is not None:
+            order = msgspec.structs.replace(order, environment_seed=opening.environment_seed)
         book.admit(order)
-        if turns := book.begun.pop(order.id, ()):
+        if opening is not None and opening.turns:
+            order = msgspec.structs.replace(order, turns=opening.turns, opening=len(opening.turns))
+        elif turns := book.begun.pop(order.id, ()):
             order = msgspec.structs.replace(order, turns=tuple(turns))
         self._live.setdefault(order.rollout, {})[order.id] = ref
         ref.tell_nowait(order)

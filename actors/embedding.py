@@ -49,7 +49,7 @@ from .inference import Inference, PolicyHolder
 from .ledger import Ledger, RolloutBook
 from .policies import ExpertPolicy, ModelPolicy, Policy, RandomPolicy
 from .policy_source import PolicySource, policy_source
-from .protocol import Accepted, CancelRollout, RunRollout, Sampling, TurnTaken
+from .protocol import Accepted, CancelRollout, Opening, RunRollout, Sampling, TurnTaken
 from .rollout import Rollout as Rollout
 from .turnlog import TurnLog
 from .weights import PUBLISH_SECONDS, publish
@@ -184,6 +184,7 @@ class Engine:
         journal: Journal | None = None,
         skip: Sequence[str] = (),
         resume: Mapping[str, Sequence[TurnTaken]] | None = None,
+        openings: Mapping[str, Opening] | None = None,
     ) -> Rollout:
         """Play every task `attempts` times; iterate over the result to start it.
 
@@ -197,6 +198,8 @@ class Engine:
             skip: trajectory ids that exist already (resume); they are not played.
             resume: turns of episodes that had begun before a crash, by trajectory id
                 (`turnlog.read_progress`): they go on behind them.
+            openings: turns of somebody else's, by trajectory id: these episodes go on behind
+                them, or are faults where they cannot be rebuilt.
 
         Raises:
             ConfigError: `attempts` is below 1, or two tasks have the same id.
@@ -220,7 +223,9 @@ class Engine:
             for attempt in range(attempts)
         )
         send, receive = trio.open_memory_channel[Trajectory](math.inf)
-        book = RolloutBook(settings, planned, send, journal, dict(resume or {}), live)
+        book = RolloutBook(
+            settings, planned, send, journal, dict(resume or {}), openings or {}, live
+        )
         number = self.ledger.open_book(book)
         order = RunRollout(
             number, tuple(tasks), attempts, wave, self.settings.seed, sampling, tuple(skip)

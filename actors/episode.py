@@ -10,7 +10,8 @@ Invariants:
 * one deadline a turn covers inference and environment together, and names the
   stage that was late; making, resetting and closing the environment have the same;
 * an episode that had begun before a crash goes on behind its recorded turns, with the
-  same seeds, if the environment answers them as it did; else it begins anew, and says so.
+  same seeds, if the environment answers them as it did; else it begins anew, and says so;
+* an episode that goes on behind another's turns never begins anew: it is a fault then.
 
 This is the boundary where foreign exceptions become faults. Not here: who acts
 (`policies`), what an action looks like (`envs.formats`), where the environment runs
@@ -28,7 +29,7 @@ import trio
 
 from ..engine.clock import rolling_deadline
 from ..engine.errors import ActorDead, BadSample, EnvironmentFault, FaultKind, classify
-from ..engine.trajectory import Fault, Outcome, Trajectory, Turn
+from ..engine.trajectory import Fault, FinishReason, Outcome, Trajectory, Turn
 from ..envs.answers import require_result, require_text
 from ..envs.base import EnvSpec, StepResult
 from ..envs.formats import ActionFormat
@@ -147,6 +148,10 @@ class Episode:
             try:
                 return await self._resume(limit, turns)
             except (_Different, BadSample) as why:
+                if self._order.opening:
+                    raise EnvironmentFault(
+                        f"the opening of {self._order.opening} turns cannot be rebuilt: {why}"
+                    ) from why
                 self._restarted = str(why)
                 self._policy = None  # with whatever tokens it has taken over
                 self._reward = 0.0
@@ -168,7 +173,7 @@ class Episode:
         """Rebuild the episode as it was after these turns; gives the answer to the last."""
         if not self._settings.spec.deterministic:
             raise _Different("the environment is not deterministic")
-        if turns[0].seed != self._order.seed:
+        if turns[0].seed != self._order.seed and not self._order.opening:
             raise _Different("its recorded turns have another seed")
         await self._open(limit)
         assert self._policy is not None
@@ -179,7 +184,7 @@ class Episode:
         # Turns and tokens in one step: who is stopped in the middle of a replay has neither.
         self._policy.resume(turns)
         self._turns = [taken.turn for taken in turns]
-        self._resumed = len(turns)
+        self._resumed = 0 if self._order.opening else len(turns)
         return result
 
     async def _again(self, turn: Turn, number: int) -> StepResult:
@@ -274,7 +279,8 @@ class Episode:
         settings, order = self._settings, self._order
         ids, mask, logprobs = self._policy.tokens() if self._policy else (b"", b"", b"")
         earlier = self._turns[: self._resumed]
-        versions = [turn.policy_version for turn in self._turns] or [0]
+        acted = [turn for turn in self._turns if turn.finish is not FinishReason.SCRIPTED]
+        versions = [turn.policy_version for turn in acted] or [0]
         outcome = self._outcome
         before = sum(turn.generate_seconds + turn.step_seconds for turn in earlier)
         return Trajectory(

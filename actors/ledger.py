@@ -31,7 +31,7 @@ from ..engine.errors import FaultKind, RollwaveError
 from ..engine.journal import Journal
 from ..engine.trajectory import Fault, Outcome, Trajectory
 from .episode import SessionSettings
-from .protocol import RunEpisode, RunRollout, TurnTaken
+from .protocol import Opening, RunEpisode, RunRollout, TurnTaken
 
 
 @dataclass
@@ -47,6 +47,8 @@ class RolloutBook:
     journal: Journal | None = None
     begun: dict[str, Sequence[TurnTaken]] = field(default_factory=dict)
     """Turns of episodes that were live in a crash, by id; given to their sessions, once."""
+    openings: Mapping[str, Opening] = field(default_factory=dict)
+    """How episodes begin that go on behind another's turns, by id."""
     live: dict[str, rolling_deadline] = field(default_factory=dict)
     """Deadlines of the live episodes that have begun to play."""
     order: RunRollout | None = None

@@ -44,6 +44,9 @@ class Renderer(Protocol):
     def following(self, observation: str, *, closed: bool) -> list[int]:
         """Token ids between two completions."""
 
+    def completion(self, text: str) -> list[int]:
+        """Token ids of what an expert wrote, closer included."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, closer stripped."""
 
@@ -186,10 +189,11 @@ class ModelPolicy(Policy):
             sampled = turn.end - turn.start
             if turn.start < len(self._mask) or turn.end != len(self._ids):
                 raise BadSample(f"turn {taken.number} of {taken.episode} lacks its tokens")
-            if sampled == 0 and self._renderer is not None and turn.completion:
+            scripted = turn.finish is FinishReason.SCRIPTED  # an expert's: rendered, not sampled
+            if sampled == 0 and self._renderer is not None and turn.completion and not scripted:
                 raise BadSample(f"turn {taken.number} of {taken.episode} was kept as text alone")
             self._mask += bytes(turn.start - len(self._mask)) + b"\x01" * sampled
-            self._closed = turn.finish is FinishReason.STOP
+            self._closed = scripted or turn.finish is FinishReason.STOP
 
     async def act(self, observation: str, turn: int) -> Act:
         """Append the observation, ask for a completion, append what was sampled.

@@ -76,6 +76,16 @@ class TurnTaken(Message, frozen=True):
     """float32, one for each id; 0 where the agent did not sample it."""
 
 
+class Opening(Message, frozen=True):
+    """How an episode begins where somebody else has played its first turns: an expert's, behind
+    which the agent goes on."""
+
+    turns: tuple[TurnTaken, ...]
+    """None of their tokens counts as sampled; empty: the agent plays from the start."""
+    environment_seed: int
+    """What they were played with."""
+
+
 class RunEpisode(Message, frozen=True):
     """Dispatcher → session: play this, once."""
 
@@ -91,7 +101,9 @@ class RunEpisode(Message, frozen=True):
     environment_seed: int
     """Of this task: every attempt of a group meets the same environment."""
     turns: tuple[TurnTaken, ...] = ()
-    """What was played of it before a crash: it goes on behind them."""
+    """What was played of it before a crash, or by another: it goes on behind them."""
+    opening: int = 0
+    """So many of them belong to it: without them it cannot begin anew."""
 
 
 class EpisodeEnded(Message, frozen=True):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -33,7 +33,7 @@ from ..envs.base import Task
 from .dispatcher import trajectory_id
 from .embedding import Engine
 from .monitor import Watch
-from .protocol import Sampling
+from .protocol import Opening, Sampling
 from .turnlog import read_progress
 
 WAVE_SECONDS: Final = 24 * 3600.0
@@ -57,14 +57,20 @@ class WavePlan:
     sampling: Sampling | None = None
     turn_limit: int = 0
     policy_version: int = 0
+    openings: Mapping[str, Opening] = field(default_factory=dict)
+    """Where there are any, the wave is these episodes alone (`branches`)."""
 
-    def manifest(self) -> list[str]:
-        """The trajectory ids of the wave, in order."""
+    def attempted(self) -> list[str]:
+        """The trajectory ids of every attempt at every task, in order."""
         return [
             trajectory_id(self.number, task.id, attempt)
             for task in self.tasks
             for attempt in range(self.attempts)
         ]
+
+    def manifest(self) -> list[str]:
+        """The trajectory ids of the wave, in order."""
+        return [id_ for id_ in self.attempted() if not self.openings or id_ in self.openings]
 
 
 def require_settings(store: Store, settings: Mapping[str, str]) -> None:
@@ -110,15 +116,8 @@ async def play_wave(
         StorageFailed: the disk refused a record; what was journalled before is kept.
         StoreError: episodes are missing at the end (cancelled under us).
     """
-    if any(info.number == plan.number for info in store.waves()):
-        sealed = await run_blocking(store.read, plan.number)
-        faults = [t for t in sealed.trajectories if t.outcome is Outcome.FAULT]
-        if len(faults) > max_fault_share * len(sealed.trajectories):
-            raise TooManyFaults(
-                f"wave {plan.number} of {store.path} was sealed with {len(faults)} faults among "
-                f"{len(sealed.trajectories)} episodes, above the allowed share of "
-                f"{max_fault_share:g}: allow as many with run.max_fault_share, or start a new run"
-            )
+    sealed = await read_sealed(store, plan.number, max_fault_share=max_fault_share)
+    if sealed is not None:
         return sealed
     playing = _Playing(engine, store, plan, watch, stage or f"wave {plan.number}", max_fault_share)
     await playing.load()
@@ -137,6 +136,26 @@ async def play_wave(
             f"stage was {stuck}. What has ended is kept; the same command goes on"
         ) from None
     return await playing.seal()
+
+
+async def read_sealed(store: Store, number: int, *, max_fault_share: float = 1.0) -> Wave | None:
+    """Read a wave that was sealed; None if it has not been.
+
+    Raises:
+        TooManyFaults: it was sealed when more faults were allowed.
+        WaveCorrupt: its file is damaged.
+    """
+    if not store.sealed(number):
+        return None
+    wave = await run_blocking(store.read, number)
+    faults = sum(t.outcome is Outcome.FAULT for t in wave.trajectories)
+    if faults > max_fault_share * len(wave.trajectories):
+        raise TooManyFaults(
+            f"wave {number} of {store.path} was sealed with {faults} faults among "
+            f"{len(wave.trajectories)} episodes, above the allowed share of "
+            f"{max_fault_share:g}: allow as many with run.max_fault_share, or start a new run"
+        )
+    return wave
 
 
 class _Playing:
@@ -195,8 +214,9 @@ class _Playing:
                 sampling=plan.sampling,
                 turn_limit=plan.turn_limit,
                 journal=journal,
-                skip=tuple(id_ for id_ in self.manifest if id_ not in missing),
+                skip=tuple(id_ for id_ in plan.attempted() if id_ not in missing),
                 resume={id_: turns for id_, turns in begun.items() if id_ in missing},
+                openings=plan.openings,
             )
             async with rollout:
                 try:

@@ -1,6 +1,6 @@
 """`rollwave evolve`: run the campaign that a TOML file describes.
 
-Not here: the campaign (`actors.campaign`) and the figure (`figures`).
+Not here: the campaign (`actors.campaign`), its tables (`campaign_tables`) and figure (`figures`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import typer
 
 from ..actors.campaign import run_campaign
 from ..actors.config import load_config
-from ..actors.evaluator import Evaluation
 from ..actors.report import CampaignResult
 from . import options
+from .campaign_tables import print_policies, print_waves
 from .interrupt import keeping, run
 from .output import Output
 from .progress import progress_view
@@ -36,10 +36,13 @@ def evolve(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Evolve a policy, wave by wave: clone experts, explore, learn from what succeeded.
+    """Evolve a policy, wave by wave: clone experts, explore, learn, by the algorithm of the file.
 
-    Every stage is kept in the run directory. After Ctrl-C or a crash the same command
-    goes on where it was.
+    Every stage is kept in the run directory. After Ctrl-C or a crash the same command goes on
+    where it was; once finished, it prints the same tables again.
+
+    `[learner] algorithm` is one of agent_evol, rft, dpo, eto, grpo and ppo. All keys with their
+    defaults: docs/cli.md. Try: rollwave evolve examples/demo.toml --set stop.waves=1
     """
     settings = load_config(config, overrides or [])
     directory = out or Path(settings.run.out)
@@ -66,35 +69,11 @@ def draw(result: CampaignResult, output: Output) -> Path | None:
 
 
 def _print(result: CampaignResult, output: Output, seconds: float, figure: Path | None) -> None:
-    output.table(
-        [
-            "arm",
-            "wave",
-            "optimiser steps",
-            "explored",
-            "trained on",
-            "dev",
-            "held-out test",
-            "95 % interval",
-            "turns",
-        ],
-        [
-            [
-                row.arm + (" *" if row.arm == "evolution" and row.wave == result.best else ""),
-                row.wave,
-                row.steps,
-                row.explored,
-                row.kept,
-                f"{row.dev.success_rate:.1%}",
-                f"{row.test.success_rate:.1%}" if row.test else None,
-                _interval(row.test or row.dev),
-                (row.test or row.dev).turns_mean,
-            ]
-            for row in result.rows
-        ],
-        title="Success of each policy, greedy (* chosen by dev)",
-    )
+    print_waves(result, output)
+    print_policies(result, output)
     output.text(f"{result.turns:,} turns in {seconds:.0f} s; {result.stopped}")
+    if result.unused:
+        output.text(f"{result.unused:,} episodes were explored that no policy was trained on")
     written = {
         "table": str(Path(result.out) / "report.json"),
         "figure": str(figure) if figure else None,
@@ -107,8 +86,3 @@ def _print(result: CampaignResult, output: Output, seconds: float, figure: Path 
         if path:
             output.text(f"  {name:<13} {path}")
     output.result({**asdict(result), "seconds": seconds, "figure": str(figure) if figure else None})
-
-
-def _interval(evaluation: Evaluation) -> str:
-    low, high = evaluation.interval
-    return f"{low:.1%} to {high:.1%}"

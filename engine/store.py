@@ -158,6 +158,10 @@ class Store:
             raise storage_error(error, path) from error
         return info
 
+    def sealed(self, number: int) -> bool:
+        """Whether a wave has this number. Looks at no other."""
+        return self._wave_path(number).exists()
+
     def waves(self) -> list[WaveInfo]:
         """List the sealed waves by number, without reading their trajectories.
 

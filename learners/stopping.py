@@ -1,10 +1,11 @@
-"""When evolution should stop, and which wave's policy is kept: a pure rule.
+"""When evolution should stop, and which wave's policy is kept: pure rules.
 
-Stop if dev reward gained less than `min_gain` over the best so far in `patience` waves
-in a row, or if it fell more than `fall` standard errors below the best: then the best is
-returned to.
+Stop if dev reward gained less than `min_gain` over the best so far in `patience`
+evaluations in a row, or if it fell more than `fall` standard errors below the best: then
+the best is returned to. Stop, too, if the policy collapses (algorithms 4.0): `collapse`.
 
-Invariants: the verdict depends on the scores alone; the best is the earliest among equals.
+Invariants: the verdict depends on the scores alone; the best is the earliest among equals;
+what was not measured is no collapse.
 
 Not here: budgets in waves or steps, and playing dev tasks (`actors.campaign`).
 """
@@ -15,6 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import median
+from typing import Final
+
+_SETTLED: Final = 5
+"""KLs before one may be called a jump: the first ones rise from 0 by large factors."""
 
 
 class Decision(StrEnum):
@@ -63,3 +69,35 @@ def judge(
         if scores[best].mean - newest.mean > fall * error:
             return Verdict(Decision.ROLL_BACK, best)
     return Verdict(Decision.STOP if without_gain >= patience else Decision.GO_ON, best)
+
+
+def collapse(
+    *,
+    kls: Sequence[float] = (),
+    entropies: Sequence[float] = (),
+    format_errors: float = 0.0,
+    max_kl: float = 10.0,
+    min_entropy: float = 0.1,
+    max_format_errors: float = 0.5,
+) -> str:
+    """Say how the policy has collapsed; nothing if it has not.
+
+    Args:
+        kls: to the reference, of each wave so far in which it was measured.
+        entropies: nats a token of what each wave explored, the first wave's first.
+        format_errors: share of the newest wave's turns that broke the action format.
+        max_kl: times the median of the earlier KLs; 0: no limit.
+        min_entropy: share of the first entropy.
+        max_format_errors: share of turns.
+    """
+    usual = median(kls[:-1]) if len(kls) > _SETTLED else 0.0
+    if max_kl and usual > 0 and kls[-1] > max_kl * usual:
+        return f"KL {kls[-1]:.3g} is above {max_kl:g} times its median of {usual:.3g}"
+    if entropies and entropies[-1] < min_entropy * entropies[0]:
+        return (
+            f"entropy {entropies[-1]:.3g} is below {min_entropy:g} of the first wave's "
+            f"{entropies[0]:.3g}"
+        )
+    if format_errors > max_format_errors:
+        return f"{format_errors:.1%} of the turns broke the action format"
+    return ""

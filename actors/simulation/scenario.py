@@ -122,6 +122,10 @@ class ByteChat:
         """Token ids between two completions."""
         return [*([] if closed else [_CLOSER]), _USER, *observation.encode(), _CLOSER, _AGENT]
 
+    def completion(self, text: str) -> list[int]:
+        """Token ids of what an expert wrote."""
+        return [*text.encode(), _CLOSER]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids."""
         return bytes(i for i in ids if i < _CLOSER).decode()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import trio
-from rollwave.actors.campaign import _flat, run_campaign
+from rollwave.actors.campaign import run_campaign
 from rollwave.actors.config import CampaignConfig, parse_config
+from rollwave.actors.lasting import lasting
 from rollwave.actors.learner import LearnerActor
 from rollwave.actors.monitor import Snapshot
 from rollwave.actors.protocol import PolicyUpdated, UpdatePolicy
@@ -262,7 +263,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with(
         run(out, config(cloning={"lr": 0.02}))
     # Also one that is gone: a threshold, say, and its section with it.
     out = out.parent / "thresholds"
-    with Store.open(out, settings=_flat(config(learner={"thresholds": {"*": 0.5}}))):
+    with Store.open(out, settings=lasting(config(learner={"thresholds": {"*": 0.5}}))):
         pass
     with pytest.raises(ConfigError, match=r"learner\.thresholds\.\* = '0\.5', which is not set"):
         run(out, config())

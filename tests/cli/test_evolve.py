@@ -91,7 +91,8 @@ def test_the_json_is_the_whole_report(
 ) -> None:
     assert main(["evolve", str(DEMO), "--out", str(tmp_path / "run"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"rows", "best", "stopped", "turns", "out", "seconds", "figure"} == set(report)
+    keys = {"rows", "best", "stopped", "turns", "out", "unused", "seconds", "figure"}
+    assert set(report) == keys
     assert report["rows"][1]["test"]["success_rate"] == 0.45
     assert report["best"] == 1
 

@@ -1,0 +1,75 @@
+"""Which settings make a campaign what it is, and so have to be the same when it goes on.
+
+Invariant: whatever changes what is learned is among them; where a campaign is, how fast it
+runs, how often it saves and when it gives up is not.
+
+Not here: what a store does with them (`engine.store`), and the settings (`sections`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from ..engine.errors import ConfigError
+from ..engine.store import Store
+from .config import CampaignConfig
+from .waves import require_settings
+
+_FREE: Final = frozenset(
+    {
+        "run.out",
+        "run.concurrency",
+        "run.workers",
+        "run.threads",
+        "run.turn_seconds",
+        "run.episode_seconds",
+        "run.wave_seconds",
+        "run.step_seconds",
+        "run.swap_seconds",
+        "run.shutdown_seconds",
+        "run.max_fault_share",
+        "cloning.checkpoint_every",
+        "cloning.checkpoint_seconds",
+        "learner.training.checkpoint_every",
+        "learner.training.checkpoint_seconds",
+    }
+)
+"""Settings that may change when a campaign goes on."""
+
+
+def lasting(config: CampaignConfig) -> dict[str, str]:
+    """The settings that make a campaign what it is, as `section.key`."""
+    flat: dict[str, str] = {}
+
+    def put(prefix: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                put(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif prefix not in _FREE and not prefix.startswith("inference."):
+            flat[prefix] = str(value)
+
+    put("", msgspec.to_builtins(config))
+    return flat
+
+
+def require_same(store: Store, settings: Mapping[str, str]) -> None:
+    """Refuse to go on with anything but this campaign.
+
+    Raises:
+        ConfigError: it is no campaign, or a setting differs; the text names the first.
+    """
+    had = {key: value for key, value in store.settings.items() if key not in _FREE}
+    if not had.keys() & settings.keys():
+        raise ConfigError(
+            f"{store.path} holds a run of another command, no campaign: choose another --out "
+            "directory"
+        )
+    require_settings(store, settings)
+    for key in sorted(had.keys() - settings.keys()):
+        raise ConfigError(
+            f"{store.path} holds a run with {key} = {had[key]!r}, which is not set now: give the "
+            "same settings to go on with it, or choose another --out directory"
+        )
