@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Final, TypeVar, TypeVarTuple
@@ -143,6 +143,9 @@ class Through(Environment):
 
     def available_actions(self) -> Sequence[str]:
         return self._loop.call(self._hosted.available_actions)
+
+    def about(self) -> Mapping[str, str | int]:
+        return self._loop.call(self._hosted.about)
 
     def expert(self) -> str | None:
         return self._loop.call(self._hosted.expert)

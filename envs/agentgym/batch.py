@@ -67,13 +67,19 @@ class Ask(Message, frozen=True):
     expert: bool
 
 
+class About(Message, frozen=True):
+    """Ask what the world tells programs about its task; answered by `Facts`."""
+
+    session: int
+
+
 class Close(Message, frozen=True):
     """End a session; answered by `Closed`, also where there is none."""
 
     session: int
 
 
-Call = Open | Reset | Step | Ask | Close
+Call = Open | Reset | Step | Ask | About | Close
 
 
 class Opened(Message, frozen=True):
@@ -99,6 +105,12 @@ class Told(Message, frozen=True):
     actions: tuple[str, ...] = ()
 
 
+class Facts(Message, frozen=True):
+    """What it tells."""
+
+    facts: dict[str, str | int]
+
+
 class Closed(Message, frozen=True):
     """The session is gone."""
 
@@ -110,7 +122,7 @@ class Failed(Message, frozen=True):
     text: str
 
 
-Reply = Opened | Said | Told | Closed | Failed
+Reply = Opened | Said | Told | Facts | Closed | Failed
 
 
 class Batch(Message, frozen=True):
@@ -205,7 +217,7 @@ class Batches:
             raise Refused("world", f"no world {name[:60]!r} here; there are: {known}")
         return served
 
-    async def _held(self, session: Session, call: Reset | Step | Ask) -> Reply:
+    async def _held(self, session: Session, call: Reset | Step | Ask | About) -> Reply:
         if isinstance(call, Step):
             await self._sessions.step(session, call.action, call.number)
             return Said(
@@ -218,6 +230,8 @@ class Batches:
         if isinstance(call, Reset):
             await self._sessions.reset(session, call.index, call.seed)
             return Said(session.observation)
+        if isinstance(call, About):
+            return Facts(dict(await self._sessions.about(session)))
         if call.expert:
             return Told(await self._sessions.expert(session))
         return Told(None, tuple(await self._sessions.available_actions(session)))

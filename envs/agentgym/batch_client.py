@@ -20,7 +20,7 @@ Not here: AgentGym's own wire (`client`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -43,12 +43,14 @@ from ..rebuilding import Rebuilding
 from .batch import (
     MEDIA,
     PATH,
+    About,
     Answers,
     Ask,
     Batch,
     Call,
     Close,
     Closed,
+    Facts,
     Failed,
     Open,
     Opened,
@@ -61,7 +63,7 @@ from .batch import (
 from .client import address
 from .conversation import sendable
 
-R = TypeVar("R", Opened, Said, Told, Closed)
+R = TypeVar("R", Opened, Said, Told, Facts, Closed)
 
 CALLS: Final = 1024
 """In one batch at most."""
@@ -286,6 +288,10 @@ class _Remote(Hosted):
     async def available_actions(self) -> Sequence[str]:
         self._check()
         return (await self._host.ask(Ask(self._id, False), Told)).actions
+
+    async def about(self) -> Mapping[str, str | int]:
+        self._check()
+        return (await self._host.ask(About(self._id), Facts)).facts
 
     async def close(self) -> None:
         if not self._closed:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -286,6 +286,9 @@ class _Remote(Hosted):
 
     async def available_actions(self) -> Sequence[str]:
         return await self._drive(self.talk.available())
+
+    async def about(self) -> Mapping[str, str | int]:
+        return self.talk.facts
 
     async def close(self) -> None:
         self.abandon()

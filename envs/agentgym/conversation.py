@@ -63,6 +63,8 @@ class Talk:
         self.done = True
         self.actions: Sequence[str] = ()
         """Legal actions, where the last answer listed them."""
+        self.facts: Mapping[str, str | int] = {}
+        """What the server told about the task, as far as its dialect names it."""
         self._score = 0.0
         self._words: tuple[str, ...] = ()
 
@@ -80,7 +82,7 @@ class Talk:
     def reset(self, index: int) -> Generator[Call, Any, str]:
         """Start a task and give its first observation, as AgentGym's client words it."""
         dialect = self.dialect
-        self.done, self._score, self.actions = True, 0.0, ()
+        self.done, self._score, self.actions, self.facts = True, 0.0, (), {}
         body = {dialect.id_field: self.id, dialect.task_field: index, **dialect.reset_body}
         answer = yield Call("/reset", _encode(body), True)
         if dialect.observe_first:
@@ -89,6 +91,8 @@ class Talk:
             text = _first(answer)
         if isinstance(answer, dict):
             self.actions = _texts(answer.get("available_actions", ()))
+            told = ((name, answer.get(name)) for name in dialect.facts)
+            self.facts = {name: one for name, one in told if isinstance(one, str | int)}
         if dialect.name == "webarena" and text == "TimeoutError":
             raise EnvironmentFault("/reset answered TimeoutError: the site was not reached")
         if dialect.name == "wordle":  # each task may have its own

@@ -16,7 +16,7 @@ Not here: what the server's task numbers mean.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -82,6 +82,10 @@ class RemoteEnvironment(Environment):
 
     def available_actions(self) -> Sequence[str]:
         return tuple(self._drive(self._talk.available()))
+
+    def about(self) -> Mapping[str, str | int]:
+        self.observation()  # refuses before the first reset, and after the end
+        return self._talk.facts
 
     def close(self) -> None:
         if self._closed:

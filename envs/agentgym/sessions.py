@@ -109,11 +109,11 @@ class Session:
         self.lock = trio.Lock()
         self.touched = trio.current_time()
         self.begun = False
-        self._begin(-1, "", {})
+        self._begin(-1, "")
 
-    def _begin(self, index: int, observation: str, facts: Mapping[str, str | int]) -> None:
+    def _begin(self, index: int, observation: str) -> None:
         self.index = index
-        self.facts = facts
+        self.facts: Mapping[str, str | int] = {}
         self.observation = observation
         self.reward = 0.0
         self.score = 0.0
@@ -245,9 +245,10 @@ class Sessions:
         served = session.served
         task = Task(served.spec.id, index)
         text = await self._kept(session, lambda: _reset(session.hosted, task, seed))
-        told = await self.about(session) if served.dialect.facts else {}
         session.begun = True
-        session._begin(index, text, told)
+        session._begin(index, text)
+        if served.dialect.facts:
+            session.facts = await self.about(session)
 
     async def step(self, session: Session, action: str, number: int = -1) -> None:
         """Act. For a caller that holds the session.
@@ -284,7 +285,10 @@ class Sessions:
         return await self._kept(session, session.hosted.expert) if session.begun else None
 
     async def about(self, session: Session) -> Mapping[str, str | int]:
-        """What the world tells about its task. For a caller that holds the session on one."""
+        """What the world tells about its task; nothing before the first. For a caller that holds
+        the session."""
+        if not session.begun:
+            return {}
         return await self._kept(session, lambda: _about(session.hosted))
 
     async def close(self, id: int, served: Served | None = None) -> bool:
