@@ -11,7 +11,8 @@ Invariants:
 * an answer is an observation with a finite reward, or an error of ours: what a server
   hides in a 200 (`{"error": …}`, "TimeoutError" for an observation) is found;
 * a call says whether it may be sent again; a step may not, because it may have acted;
-* where a server pays a running score, the rewards of the steps sum up to it.
+* where a server pays a running score, the rewards of the steps sum up to its share of the
+  full one.
 
 Not here: sending, retries, and which ids are used (`client`).
 """
@@ -140,6 +141,7 @@ class Talk:
             earned = 0
         reward = earned - self._score if dialect.reward_in == "score" else earned
         self._score += reward
+        reward /= dialect.full_score
         told = answer.get("success")
         solved = told if isinstance(told, bool) else self._score >= dialect.success_from
         solved = solved and terminated is True

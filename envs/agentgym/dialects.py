@@ -60,7 +60,7 @@ class Dialect:
     reward_in: Literal["reward", "score", "terminated"] = "reward"
     """`score` is the sum so far; `terminated` pays `reward` only once the episode is over."""
     full_score: float = 1.0
-    """The score of a solved task on that server."""
+    """The score of a solved task on that server; our client takes it for 1."""
     success_from: float = 1.0
     """What an episode that is over has to have earned there to count as solved."""
     reward_range: tuple[float, float] = (0.0, 1.0)

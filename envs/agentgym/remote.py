@@ -153,6 +153,7 @@ def remote_spec(
     like = _like(spelling)
     if prompt is None:
         prompt = like.prompt if like else ()
+    least, most = spelling.reward_range
     return EnvSpec(
         id=id or f"{spelling.name}-remote-v1?url={url}",
         make=make or (lambda: RemoteEnvironment(url, spelling)),
@@ -160,7 +161,7 @@ def remote_spec(
         prompt=prompt,
         action_format=like.action_format if like else "react",
         turn_limit=turn_limit or (like.turn_limit if like else 20),
-        reward_range=spelling.reward_range,
+        reward_range=(least / spelling.full_score, most / spelling.full_score),
         cost="thread",
         deterministic=deterministic,
         expert_success=0.0,  # there is none to ask
