@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 alfworld-conformance crashes torture recovery soak
+.PHONY: help setup demo test test-slow lint format bench gpu-check clean smollm2 alfworld-conformance crashes laws torture recovery soak
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -111,6 +111,13 @@ format: setup ## let ruff rewrite what it can
 bench: setup ## every benchmark: each prints one table and writes one JSON
 	@for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m rollwave.benchmarks.$$name; done
+
+# `make laws EXAMPLES=100` looks longer.
+EXAMPLES ?= 20
+LAWS ?= runs/laws.json
+
+laws: setup ## every law of every environment over every transport; an hour on two busy cores
+	$(BIN)/rollwave envs check --all --over all --examples $(EXAMPLES) --out $(LAWS)
 
 PLANS ?= 10000
 SEED ?= 0

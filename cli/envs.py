@@ -1,24 +1,21 @@
-"""`rollwave envs list`, `rollwave envs check ENV` and `rollwave envs new NAME`.
+"""`rollwave envs list`, `rollwave envs check` and `rollwave envs new NAME`.
 
 Invariant: `check` leaves with code 0 if every law holds, 1 if one is broken, and 2
 if there is nothing to check.
 
-Not here: the laws (`envs.laws`) and the ids (`envs.registry`).
+Not here: how a check goes (`laws`), and the ids (`envs.registry`).
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..engine.errors import ConfigError
+from ..engine.errors import ConfigError, MissingDependency
 from ..envs.base import EnvFamily, EnvSpec
 from ..envs.registry import families, register, resolve
 from .options import Json
@@ -64,59 +61,55 @@ def _describe(family: EnvFamily) -> dict[str, Any]:
 
 @app.command()
 def check(
-    env: Annotated[
-        str,
+    envs: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="ENV",
-            help="Environment id, or `module:NAME` for an EnvSpec or EnvFamily of your own.",
+            metavar="[ENV]...",
+            help="Environment ids, or `module:NAME` for an EnvSpec or EnvFamily of your own.",
         ),
-    ],
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every environment that `envs list` shows.")
+    ] = False,
+    over: Annotated[
+        str,
+        typer.Option(
+            "--over",
+            help="Transports, separated by commas: in-process, worker, http, batched; or all.",
+        ),
+    ] = "in-process",
     examples: Annotated[
         int, typer.Option("--examples", min=1, help="Episodes tried for each law.")
     ] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the search.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the JSON here as well.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Search for actions that break a law of environments; print the fewest that do."""
-    # Hypothesis keeps tables of its own in a folder; by default in the working directory.
-    os.environ.setdefault(
-        "HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "rollwave-hypothesis")
-    )
-    from ..envs.laws import broken, check
+    from .laws import check_all, transports
 
-    output = Output(json=json)
-    spec = find(env)
-    results = check(spec, examples=examples, seed=seed)
-    failures = broken(results)
-    skipped = [result for result in results if result.skipped]
-    verdicts = {True: "held", False: "BROKEN"}
-    output.table(
-        ("law", "verdict", "what it says"),
-        [
-            (result.law, "skipped" if result.skipped else verdicts[result.held], result.text)
-            for result in results
-        ],
-        title=f"{spec.id}: {examples} examples a law, seed {seed}",
-        styles={"BROKEN": "bold red", "held": "green", "skipped": "dim"},
+    names = envs or []
+    if bool(names) is every:
+        raise ConfigError("name the environments to check, or say --all")
+    specs = {
+        name: _here(name) if every else find(name)
+        for name in ([family.id for family in families()] if every else names)
+    }
+    held = check_all(
+        specs, transports(over), examples=examples, seed=seed, out=out, output=Output(json=json)
     )
-    for result in skipped:
-        output.text(f"skipped {result.law}: {result.skipped}")
-    for result in failures:
-        output.heading(f"BROKEN {result.law}")
-        output.text(f"  {result.failure}\n")
-    output.result(
-        {
-            "environment": spec.id,
-            "examples": examples,
-            "seed": seed,
-            "held": len(results) - len(failures) - len(skipped),
-            "skipped": len(skipped),
-            "broken": len(failures),
-            "laws": [asdict(result) for result in results],
-        }
-    )
-    if failures:
+    if not held:
         raise typer.Exit(1)
+
+
+def _here(id: str) -> EnvSpec | str:
+    """The environment, or why it cannot be had here."""
+    try:
+        return resolve(id)
+    except MissingDependency as error:
+        return str(error)
 
 
 @app.command()

@@ -79,9 +79,11 @@ def test_list_shows_every_world(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_of_a_sound_world(capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = answer(capsys, "check", "maze-grid?style=terse", "--examples", "10", "--json")
     assert code == 0
-    assert said["environment"] == "maze-grid-v1?style=terse"
     assert (said["held"], said["skipped"], said["broken"]) == (13, 1, 0)
-    assert {law["law"] for law in said["laws"]} == set(LAWS)
+    (checked,) = said["checks"]
+    assert checked["environment"] == "maze-grid-v1?style=terse"
+    assert (checked["over"], checked["verdict"]) == ("in-process", "passed")
+    assert {law["law"] for law in checked["laws"]} == set(LAWS)
 
 
 def test_check_of_an_unknown_world(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +113,7 @@ def test_the_mended_world_of_the_page_keeps_the_laws(
     save(desk, MENDED)
     code, said, _ = answer(capsys, "check", "numbers_env:FAMILY", "--json", "--examples", "60")
     assert (code, said["broken"]) == (0, 0)
-    assert [law["law"] for law in said["laws"] if law["skipped"]] == [
+    assert [law["law"] for law in said["checks"][0]["laws"] if law["skipped"]] == [
         "tells no secret",
         "snapshot equals replay",
     ]
@@ -133,7 +135,7 @@ def test_the_test_of_the_page_passes(desk: Path) -> None:
 
 def test_the_table_of_laws_is_what_the_laws_say() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for result in check("maze-grid?style=terse", examples=1):
+    for result in check("maze-grid?style=terse", examples=1, over="worker"):
         assert f"| {result.law} | {result.text} |" in text
     for id in BUILT_IN:
         options = registry.Registry()._family(id).options
