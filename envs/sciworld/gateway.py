@@ -153,6 +153,7 @@ class Gateway:
             answers = [self._read() for _ in range(dropped + len(calls))][dropped:]
         except (OSError, ValueError) as error:
             why = "did not answer in time" if isinstance(error, TimeoutError) else "is gone"
+            self.close()
             raise EnvironmentLost(self._lost(why)) from error
         return [self._value(answer) for answer in answers]
 

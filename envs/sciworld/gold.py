@@ -83,7 +83,9 @@ def _read(file: Path, wanted: GoldPath) -> tuple[str, ...] | None:
 
 def _write(file: Path, data: bytes) -> None:
     with suppress(OSError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [parent for parent in file.parents if not parent.exists()]
+        for parent in reversed(missing):  # `parents=True` would make them as others may write
+            parent.mkdir(mode=0o700, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".gold-", dir=file.parent)  # readable to us alone
         try:
             with os.fdopen(handle, "wb") as stream:

@@ -27,6 +27,7 @@ import subprocess
 import time
 import weakref
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,8 @@ START_SECONDS: Final = 60.0
 """For Java to start. It takes under a second on an idle machine."""
 CALL_SECONDS: Final = 50.0
 """For one answer; then the process is killed. The slowest gold path takes some seconds."""
+_LAST_SECONDS: Final = 0.2
+"""For one that broke the connection to end by itself, and say why."""
 _REAP_SECONDS: Final = 5.0
 _WORDS: Final = 4096
 _QUIET: Final = (
@@ -148,7 +151,7 @@ class Jvm:
         self._end: Final = weakref.finalize(self, _end, self._popen)
         try:
             port, token = _handshake(self._popen, start_seconds)
-            self.gateway = Gateway(port, token, self.lost, call_seconds)
+            self.gateway: Final = Gateway(port, token, partial(_lost, self._popen), call_seconds)
         except BaseException:
             self._end()
             raise
@@ -159,21 +162,9 @@ class Jvm:
         """Of the process."""
         return self._popen.pid
 
-    def lost(self, why: str) -> str:
-        """Kill it, and tell how it ended. For `gateway`, when no answer came."""
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(0.2)  # it may be about to say why
-        code = self._popen.poll()
-        words = _words(self._popen)
-        self.close()
-        how = why if code is None else f"ended with code {code}"
-        return f"the Java process of ScienceWorld {how}" + (f"; it said: {words}" if words else "")
-
     def close(self) -> None:
         """End it. May be called again."""
-        gateway = getattr(self, "gateway", None)
-        if gateway is not None:
-            gateway.close()
+        self.gateway.close()
         self._end()
 
 
@@ -200,6 +191,17 @@ def _handshake(popen: subprocess.Popen[bytes], seconds: float) -> tuple[int, str
     if not port.strip().isdigit():
         raise EnvironmentFault(f"Java started, and then said: {_line(said)}")
     return int(port), token.strip()
+
+
+def _lost(popen: subprocess.Popen[bytes], why: str) -> str:
+    """Kill it, and tell how it ended."""
+    with suppress(subprocess.TimeoutExpired):
+        popen.wait(_LAST_SECONDS)
+    code = popen.poll()
+    words = _words(popen)
+    _end(popen)
+    how = why if code is None else f"ended with code {code}"
+    return f"the Java process of ScienceWorld {how}" + (f"; it said: {words}" if words else "")
 
 
 def _words(popen: subprocess.Popen[bytes]) -> str:

@@ -10,9 +10,9 @@ that, which may be let go at any time and made again when it is next called. So 
 live sessions limits nothing but memory, and a Java process that dies takes no session with
 it but for the call it died in.
 
-Which to let go: the one that was least work among a few drawn at random. Where many
-sessions are called in turn, the one that was called longest ago is the one called next, so
-that a rule by age would make every call a rebuild.
+Which to let go: of a few drawn at random, the one that was called last. Where many sessions
+are called in turn, as those of a wave are, it is the one that will be called last again; by
+age, or by the least work done, it would be the one called next, and every call a rebuild.
 
 Invariants:
 
@@ -55,7 +55,7 @@ LIMITS: Final = WorkerLimits(
     memory_mib=2048,  # Java inherits twice as much as its limit, which its heap is well below
 )
 _DRAWN: Final = 4
-"""Among as many the least work is let go. Long ones that nobody calls go when all are long."""
+"""Of as many one is let go. What nobody calls goes when nobody calls any of those drawn."""
 _LOADS: Final = 32
 """Between two looks at the heap."""
 _LOW: Final = 0.25
@@ -94,6 +94,7 @@ class Simulators:
         self._late: deque[Simulator] = deque()
         self._random = Random(0)  # noqa: S311 (nothing that is answered depends on it)
         self._loads = 0
+        self._calls = 0
 
     def open(self) -> Simulator:
         """A session in which nothing is loaded yet. Costs nothing."""
@@ -142,12 +143,15 @@ class Simulators:
         self.close()
 
     def get(self, session: Simulator) -> Live | None:
-        """Its live session, if it has one."""
+        """Its live session, if it has one. It is called now."""
+        self._calls += 1
+        session.called = self._calls
         return self._held.get(session)
 
     def make(self, session: Simulator, task: str, variation: int, simplifications: str) -> Live:
         """Load a live session for it, and let go of others to make room."""
         machinery = self.machinery()
+        self.get(session)
         self.release(session)
         while self._late:
             self.release(self._late.popleft())
@@ -179,7 +183,7 @@ class Simulators:
 
     def _evict(self) -> None:
         some = [self._random.choice(self._order) for _ in range(_DRAWN)]
-        self.release(min(some, key=lambda session: session.work))
+        self.release(max(some, key=lambda session: session.called))
         self.evicted += 1
 
     def _relieve(self, machinery: Machinery) -> None:
@@ -196,7 +200,7 @@ class Simulator:
     After an `EnvironmentLost` it is as it was before the call, and may be called again.
     """
 
-    __slots__ = ("_actions", "_answers", "_closed", "_owner", "_task")
+    __slots__ = ("_actions", "_answers", "_closed", "_owner", "_task", "called")
 
     def __init__(self, owner: Simulators) -> None:
         self._owner: Final = owner
@@ -204,11 +208,8 @@ class Simulator:
         self._actions: list[str] = []
         self._answers = array("Q")
         self._closed = False
-
-    @property
-    def work(self) -> int:
-        """Actions to repeat, to make it again."""
-        return len(self._actions)
+        self.called = 0
+        """When it was last called, in calls of its owner's sessions."""
 
     def load(self, task: str, variation: int, simplification: str = "easy") -> None:
         """Begin a task anew.

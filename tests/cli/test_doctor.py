@@ -201,3 +201,19 @@ def test_something_broken_is_exit_code_1(
     monkeypatch.setattr(subject, "probe_all", probes)
     assert main(["doctor"]) == 1
     assert "Illegal instruction" in capsys.readouterr().out
+
+
+def test_scienceworld_needs_java_too() -> None:
+    both = {**CORE, "scienceworld": "1.2.3", "py4j": "0.10.9.9"}
+    absent = found(examine(LAPTOP, CORE, {}), "ScienceWorld")
+    assert (absent.status, absent.found) == (Status.MISSING, "no scienceworld, py4j")
+    assert "rollwave[sciworld]" in absent.remedy
+    without = {"scienceworld": Probe(works=False, error="MissingDependency: there is no `java`")}
+    check = found(examine(LAPTOP, both, without), "ScienceWorld")
+    assert check.status is Status.MISSING
+    assert "JAVA_HOME" in check.remedy
+    java = {"scienceworld": Probe(works=True, facts={"java": 'openjdk version "17.0.15"'})}
+    check = found(examine(LAPTOP, both, java), "ScienceWorld")
+    assert check == Check(
+        "ScienceWorld", Status.OK, 'scienceworld 1.2.3 on openjdk version "17.0.15"'
+    )
