@@ -57,6 +57,7 @@ from .policies import Renderer
 from .policy_source import PolicySource, policy_source
 from .report import CampaignResult, has_ended, turns_of, unused_episodes
 from .stages import EXPERT_WAVE, Stages
+from .tracking import tracked
 
 
 def _learner(config: CampaignConfig, watch: Watch) -> Actor:
@@ -97,6 +98,7 @@ async def run_campaign(
         config: what to do.
         out: the run directory.
         watch: told a snapshot for each record and each optimiser step.
+            The trackers of `config.track` are told of steps and policies (`tracking`).
         cast: who trains and who samples.
 
     Raises:
@@ -105,6 +107,7 @@ async def run_campaign(
         LearnerError: an evolution step could not be done (no expert can be learned from, say).
         DeadlineExceeded: a stage took too long; the text names it.
         StorageFailed: the disk refused; what was sealed is intact.
+        MissingDependency: a tracker's extra is not installed.
     """
     stages = Stages(config, Path(out), curriculum(config), watch or (lambda _: None))
     settings = lasting(config)
@@ -115,13 +118,15 @@ async def run_campaign(
         test = stores.enter_context(Store.open(stages.out / "evaluations" / "test"))
         base = await run_blocking(stages.base_model)
         async with (
+            tracked(stages.out, config.track, settings, created=main.created) as tracking,
             ActorSystem(
                 seed=config.run.seed, shutdown_seconds=config.run.shutdown_seconds
             ) as system,
             AsyncExitStack() as engines,
         ):
+            watch = tracking.watching(stages.watch)
             learner = await system.start(
-                ChildSpec(name="learner", factory=lambda: cast.learner(config, stages.watch))
+                ChildSpec(name="learner", factory=lambda: cast.learner(config, watch))
             )
             await stages.experts(main)
             cloned = base
@@ -139,7 +144,9 @@ async def run_campaign(
 
             arena = Arena(config, engines, source, stages.limits(), stages.watch)
             explorer = Explorer(config, stages.tasks.explore, arena, main, experts, renderer)
-            evolution = Evolution(stages, learner, arena, explorer, main=main, dev=dev, test=test)
+            evolution = Evolution(
+                stages, learner, arena, explorer, main=main, dev=dev, test=test, told=tracking.told
+            )
             stopped = await evolution.evolve(base, cloned, finished=has_ended(stages.out))
             if config.control.enabled:
                 await evolution.control()

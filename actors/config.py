@@ -1,7 +1,7 @@
 """A campaign as a TOML file: typed, with every unknown key refused by name.
 
     [run] [environment] [model] [inference] [experts] [cloning] [rollout] [learner]
-    [evaluate] [stop] [control]
+    [evaluate] [stop] [control] [track]
 
 `[cloning]` and `[learner]` are the learners' own settings (`learners.settings`).
 Every section but `environment` may be left out; every key has a default (`sections`).
@@ -39,6 +39,7 @@ from .sections import (
     RunSection,
     Section,
     StopSection,
+    TrackSection,
 )
 
 
@@ -56,6 +57,7 @@ class CampaignConfig(Section, frozen=True):
     evaluate: EvaluateSection = EvaluateSection()
     stop: StopSection = StopSection()
     control: ControlSection = ControlSection()
+    track: TrackSection = TrackSection()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:

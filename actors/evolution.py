@@ -17,6 +17,7 @@ Not here: the stages one by one (`stages`), the rules (`learners.stopping`).
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import count, pairwise
 from typing import TYPE_CHECKING
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from .evaluator import Evaluation
 
 
+Told = Callable[[Row], Awaitable[None]]
+"""Somebody who is told of a policy in the table."""
+
+
 class Evolution:
     """The loop over waves, and the table that it leaves."""
 
@@ -54,7 +59,10 @@ class Evolution:
         main: Store,
         dev: Store,
         test: Store,
+        told: Told,
     ) -> None:
+        """`told` is told of every policy, once it is in the table and again if it is evaluated
+        later."""
         self.rows: list[Row] = []
         self.learned: set[int] = set()
         """The store's waves that a policy was trained on, the experts' among them."""
@@ -66,6 +74,7 @@ class Evolution:
         self._main = main
         self._dev = dev
         self._test = test
+        self._told = told
         self._parts: dict[int, tuple[int, ...]] = {}
         self._solved = Solved()
         self._base = self._cloned = ""
@@ -86,6 +95,7 @@ class Evolution:
             reason = str(error)  # nothing to learn from: the policies so far stand
         if self.rows[-1].dev is None:
             self.rows[-1] = await self._evaluated(self.rows[-1])
+            await self._told(self.rows[-1])
         return reason
 
     async def _start(self) -> None:
@@ -100,6 +110,7 @@ class Evolution:
             self.learned.add(EXPERT_WAVE)
         row = Row("evolution", 0, 0, steps, 0, kept, None, None, self._cloned)
         self.rows.append(await self._evaluated(row))
+        await self._told(self.rows[-1])
 
     async def _waves(self, max_staleness: int) -> str:
         last = self._config.stop.waves
@@ -144,6 +155,7 @@ class Evolution:
         due = wave % self._config.evaluate.every == 0 or wave == self._config.stop.waves
         if due or spent:
             self.rows[-1] = await self._evaluated(self.rows[-1])
+        await self._told(self.rows[-1])
         return self._verdict() or spent
 
     def _order(self, wave: int) -> UpdatePolicy:
@@ -258,6 +270,7 @@ class Evolution:
                 last,
             )
             self.rows.append(entry if row.dev is None else await self._evaluated(entry))
+            await self._told(self.rows[-1])
             version += 1
 
 

@@ -1,7 +1,7 @@
 """Which settings make a campaign what it is, and so have to be the same when it goes on.
 
 Invariant: whatever changes what is learned is among them; where a campaign is, how fast it
-runs, how often it saves and when it gives up is not.
+runs, how often it saves, when it gives up and who is told of it is not.
 
 Not here: what a store does with them (`engine.store`), and the settings (`sections`).
 """
@@ -48,7 +48,7 @@ def lasting(config: CampaignConfig) -> dict[str, str]:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 put(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif prefix not in _FREE and not prefix.startswith("inference."):
+        elif prefix not in _FREE and not prefix.startswith(("inference.", "track.")):
             flat[prefix] = str(value)
 
     put("", msgspec.to_builtins(config))

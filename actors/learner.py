@@ -48,7 +48,7 @@ from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from ..learners.base import Evidence, Report
 from ..learners.settings import AnyLearner, TrainingSettings
-from .monitor import Snapshot, Watch
+from .monitor import Snapshot, TrainingStep, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
 
 
@@ -63,7 +63,7 @@ class Fence:
         """From now on the thread is on its own."""
         self._closed.set()
 
-    def tell(self, stage: str) -> None:
+    def tell(self, stage: str, training: TrainingStep | None = None) -> None:
         """From the thread: how far it is. Ends the training where nobody waits for it.
 
         Raises:
@@ -71,7 +71,7 @@ class Fence:
         """
         if self._closed.is_set():
             raise Abandoned(f"{stage}: given up")
-        self._watch(Snapshot(stage=stage))
+        self._watch(Snapshot(stage=stage, training=training))
 
 
 class Abandoned(Exception):
@@ -171,7 +171,8 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
     stage = stage_of(order)
 
     def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        fence.tell(f"{stage}: {_words(step, steps, metrics)}")
+        training = TrainingStep(Path(order.out).name, step, steps, dict(metrics))
+        fence.tell(f"{stage}: {_words(step, steps, metrics)}", training)
 
     fence.tell(stage)
     experts = _read(order.experts)

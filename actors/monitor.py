@@ -10,6 +10,18 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One optimiser step, as the learner reports it."""
+
+    name: str
+    """Of the model directory in the making: "policy-0002"."""
+    step: int
+    steps: int
+    metrics: Mapping[str, float]
+    """`resumed` is the step at which a training went on; one that equals `step` only says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The figures of one moment, for progress views and services that watch a run."""
 
@@ -36,6 +48,8 @@ class Snapshot:
     """The live episode that is longest in one stage: its stage and seconds, if it is long."""
     success_rate: float | None = None
     """Successes over scored episodes so far; None before the first."""
+    training: TrainingStep | None = None
+    """The optimiser step that this is told of, if it is of one."""
 
 
 Watch = Callable[[Snapshot], None]

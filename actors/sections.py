@@ -168,3 +168,18 @@ class ControlSection(Section, frozen=True):
     """The honest comparison: the same base and optimiser steps, experts only."""
 
     enabled: bool = False
+
+
+class TrackSection(Section, frozen=True):
+    """Who is told what is measured, beside metrics.jsonl, which always is."""
+
+    tensorboard: bool = False
+    """Write curves for TensorBoard into the run directory."""
+    wandb: bool = False
+    """Log to Weights & Biases."""
+    project: str = "rollwave"
+    """Project at Weights & Biases."""
+    name: str = ""
+    """Of the run there; empty: the run directory's."""
+    offline: bool = False
+    """Send nothing to Weights & Biases; `wandb sync` does it later."""
