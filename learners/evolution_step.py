@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from hashlib import blake2b
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -62,6 +64,7 @@ def run_step(
     """
     from .checkpoint import hash_model
     from .directories import atomic_directory, claimed
+    from .processes import Processes
     from .training import Training
 
     made_by: dict[str, Any] = {
@@ -70,13 +73,16 @@ def run_step(
         "start": {"path": start, "hash": hash_model(start)},
         "settings": msgspec.to_builtins(settings),
     }
-    with claimed(f"{out}.training") as work:
+    processes = Processes.current()
+    # Of several processes the first claims the directory, and the others come after.
+    with claimed(f"{out}.training") if processes.first else nullcontext() as mine:
+        processes.wait()
         training = Training(
             items,
             settings,
             objective=objective,
             start=start,
-            work=work,
+            work=mine or Path(f"{out}.training"),
             fingerprint=_fingerprint(made_by),
         )
         figures = {**(metrics or {}), **training.run(progress, evaluate)}
@@ -89,11 +95,13 @@ def run_step(
                 **{name: version(name) for name in ("rollwave", "torch", "transformers")},
             },
         }
-        with atomic_directory(out) as draft:
-            training.save(draft)
-            text = msgspec.json.format(msgspec.json.encode(made_by, order="sorted"), indent=2)
-            (draft / "training.json").write_bytes(text + b"\n")
-        training.clear()
+        if processes.first:
+            with atomic_directory(out) as draft:
+                training.save(draft)
+                text = msgspec.json.format(msgspec.json.encode(made_by, order="sorted"), indent=2)
+                (draft / "training.json").write_bytes(text + b"\n")
+            training.clear()
+        processes.wait()
     return Report(figures, len(items), dict(dropped))
 
 

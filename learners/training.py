@@ -9,8 +9,8 @@ when the run was killed anywhere and resumed; a run never resumes from another r
 checkpoint.
 
 Not here: which items and what loss (`objective`), where the result goes (`evolution_step`),
-and how dev tasks are played (the caller's `evaluate`). Dev loss is no proxy for dev reward:
-it is not used.
+what several processes tell each other (`processes`), and how dev tasks are played (the
+caller's `evaluate`). Dev loss is no proxy for dev reward: it is not used.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..engine.errors import CheckpointCorrupt, LearnerError, storage_error
+from ..engine.seeds import derive
 from .base import Progress
 from .cadence import Cadence
 from .checkpoint import (
@@ -42,9 +43,13 @@ from .collate import micro_batches, packed_batches, steps
 from .directories import atomic_directory, emptied, mend
 from .objective import Objective
 from .policy import Policy
+from .processes import Processes
 from .settings import Schedule, TrainingSettings
 
 Item = TypeVar("Item")
+
+_TOTAL: Final = ""
+"""Name of the loss itself among the sums of a step; no metric has it."""
 
 Evaluate = Callable[[int, str], float]
 """Called with (step, model directory of the policy after that step); returns its dev reward."""
@@ -97,6 +102,7 @@ class Training(Generic[Item]):
             packing=settings.packing,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        self._processes = Processes.current()
         self._objective = objective
         self._items = objective.prepare(self.policy, items)
         self._fingerprint = fingerprint
@@ -163,20 +169,20 @@ class Training(Generic[Item]):
         step, metrics = self._resume()
         tokens, seconds = metrics.pop("tokens", 0.0), metrics.pop("seconds", 0.0)
         resumed = {"resumed": float(step)} if step else {}
-        if step and progress is not None:
+        if step and progress is not None and self._processes.first:
             progress(step, self._total, metrics | resumed)
         dealt = self._dealt(0 if settings.max_steps else settings.epochs)
         for batch in islice(dealt, step, self._total):
             metrics = self._step(step, batch)
             step += 1
             tokens += sum(map(self._objective.tokens, batch))
-            if progress is not None:
+            if progress is not None and self._processes.first:
                 progress(step, self._total, metrics | resumed)
             if evaluate is not None and self._due(step, settings.evaluate_every):
                 self._evaluate(step, evaluate)
                 if self._out_of_patience():
                     break
-            if step < self._total and self._cadence.due(step):
+            if step < self._total and self._processes.told(self._cadence.due(step)):
                 spent = seconds + time.perf_counter() - began
                 self._save_checkpoint(step, {**metrics, "tokens": tokens, "seconds": spent})
         if evaluate is not None and (not self._dev or self._dev[-1][0] != step):
@@ -200,15 +206,18 @@ class Training(Generic[Item]):
             # Only where all weights of a step are 0: there is nothing to learn from it.
             return {"loss": 0.0, "grad_norm": 0.0, "lr": rate}
         self._optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        shares: dict[str, tuple[float, float]] = {}
-        for part in self._parts(batch):
+        if self._processes.size > 1:  # a checkpoint holds the generator of the first alone
+            torch.manual_seed(derive(settings.seed, "step", step, self._processes.rank))
+        shares: dict[str, tuple[float, float]] = {_TOTAL: (0.0, 0.0)}
+        for part in self._processes.share(self._parts(batch), objective.tokens):
             loss = objective.loss(self.policy, part, denominator)
             torch.autograd.backward(loss.value)
-            total += loss.value.item()
-            for name, (value, weight) in loss.metrics.items():
+            for name, (value, weight) in {_TOTAL: (loss.value.item(), 0.0), **loss.metrics}.items():
                 before = shares.get(name, (0.0, 0.0))
                 shares[name] = before[0] + value, before[1] + weight
+        self._processes.add_gradients(self._parameters.values())
+        shares = self._processes.add(shares)
+        total = shares.pop(_TOTAL)[0]
         limit = settings.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
         if not math.isfinite(norm) or not math.isfinite(total):
@@ -225,6 +234,9 @@ class Training(Generic[Item]):
     def _parts(self, batch: Sequence[Item]) -> list[list[Item]]:
         """The micro-batches of a step."""
         budget, objective = self.settings.micro_tokens, self._objective
+        if self._processes.size > 1:  # a part for each at least, where there are so many items
+            even = -(-sum(map(objective.tokens, batch)) // self._processes.size)
+            budget = min(budget, even)
         if self.policy.packed:
             return packed_batches(batch, budget, cost=objective.tokens)
         return micro_batches(batch, budget, width=objective.width)
@@ -240,9 +252,12 @@ class Training(Generic[Item]):
         return max(self._dev, key=lambda entry: (entry[1], -entry[0]))
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
-        with atomic_directory(self._candidate(step)) as draft:
-            self._write(draft)
-        self._dev.append((step, evaluate(step, str(self._candidate(step)))))
+        reward = 0.0
+        if self._processes.first:
+            with atomic_directory(self._candidate(step)) as draft:
+                self._write(draft)
+            reward = evaluate(step, str(self._candidate(step)))
+        self._dev.append((step, self._processes.told(reward)))
         if not self._cadence.enabled:
             self._prune()
 
@@ -254,29 +269,35 @@ class Training(Generic[Item]):
         """Keep the best candidate alone. A checkpoint may need an older one until the next."""
         best = self._best()[0] if self._dev else 0
         for step, _ in self._dev:
-            if step != best:
+            if step != best and self._processes.first:
                 shutil.rmtree(self._candidate(step), ignore_errors=True)
 
     def _save_checkpoint(self, step: int, metrics: dict[str, float]) -> None:
         self._cadence.begin()
-        save_checkpoint(
-            self._checkpoint,
-            State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev),
-            weights=self._parameters,
-            optimiser=self._optimiser,
-        )
+        if self._processes.first:
+            save_checkpoint(
+                self._checkpoint,
+                State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev),
+                weights=self._parameters,
+                optimiser=self._optimiser,
+            )
+        self._processes.wait()
         self._cadence.end()
         self._prune()
 
     def _resume(self) -> tuple[int, dict[str, float]]:
         """Steps already done and their metrics; (0, {}) where nothing can be resumed."""
         try:
-            mend(self._checkpoint)
+            if self._processes.first:
+                mend(self._checkpoint)
         except OSError as error:
             raise storage_error(error, self._checkpoint) from error
+        self._processes.wait()
         state = read_state(self._checkpoint)
+        self._processes.wait()  # all have read, before the first may clear
         if state is None or state.fingerprint != self._fingerprint:
-            self.clear()
+            if self._processes.first:
+                self.clear()
             return 0, {}
         load_checkpoint(self._checkpoint, weights=self._parameters, optimiser=self._optimiser)
         self._dev = list(state.dev)

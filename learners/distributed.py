@@ -1,0 +1,159 @@
+"""One evolution step in several processes: `torchrun` starts them, an order says what to do.
+
+    torchrun --nproc-per-node 2 -m rollwave.learners.distributed ORDER.json
+
+ORDER.json names the algorithm's settings (as in a campaign's file, `algorithm` among them), or
+those of cloning, and the waves on disk:
+
+    {"learner": {"algorithm": "grpo", "training": {"lr": 1e-5}},
+     "starts": {"last": "models/3"}, "waves": ["store/waves/0004"], "number": 4,
+     "out": "models/4"}
+
+    {"clone": {"epochs": 3}, "starts": {"last": "models/base"}, "experts": ["experts/wave"],
+     "out": "models/cloned"}
+
+Each process holds the whole model (`processes`); on GPUs each takes its own. The result is
+that of one process, up to the rounding of sums in another order; the first process writes it,
+and prints the report as one line of JSON. The same command goes on after a crash.
+
+Not here: models that do not fit into one GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..engine.errors import ConfigError, RollwaveError
+from ..engine.store import read_wave
+from ..engine.trajectory import Trajectory
+from .base import Evidence, Report
+from .settings import AnyLearner, TrainingSettings
+
+SECONDS: Final = 1_800.0
+"""Longest wait for another process, by default: it may be writing a large model."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Content of ORDER.json. Paths are as seen from the working directory."""
+
+    out: str
+    """Model directory to write."""
+    starts: dict[str, str]
+    """Model directories by role: "pretrained", "base_bc", "last"."""
+    learner: AnyLearner | None = None
+    clone: TrainingSettings | None = None
+    """Clone the experts from "last" with these settings instead."""
+    experts: tuple[str, ...] = ()
+    """Sealed waves of expert trajectories."""
+    waves: tuple[str, ...] = ()
+    """Sealed waves of the policy's own, oldest first."""
+    number: int = 1
+    """Of the newest wave."""
+    evaluation: tuple[tuple[str, str], ...] = ()
+    """(environment id, task id) of tasks that must not be learned from."""
+    threads: int = 1
+    """Of torch, in each process."""
+    seconds: float = SECONDS
+    """Longest wait for another process."""
+
+
+def read_order(path: str) -> Order:
+    """Read and check an order.
+
+    Raises:
+        ConfigError: it cannot be read, or says neither or both of `learner` and `clone`.
+    """
+    try:
+        order = msgspec.json.decode(Path(path).read_bytes(), type=Order)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"order {path}: {error}") from error
+    if (order.learner is None) == (order.clone is None):
+        raise ConfigError(f"order {path}: it needs either `learner` or `clone`")
+    return order
+
+
+def carry_out(order: Order) -> Report:
+    """Run the evolution step, in as many processes as torch's default group has.
+
+    Raises:
+        RollwaveError: see `learners.algorithms.evolve`.
+    """
+    experts = [t for path in order.experts for t in _trajectories(path)]
+    evidence = Evidence(
+        starts=order.starts,
+        experts=experts,
+        waves=[_trajectories(path) for path in order.waves],
+        number=order.number,
+        evaluation=frozenset(order.evaluation),
+    )
+    if order.clone is not None:
+        from .behaviour_cloning import clone
+
+        return clone(
+            experts,
+            settings=order.clone,
+            start=evidence.start("last"),
+            out=order.out,
+            record={"algorithm": "behaviour_cloning"},
+            progress=_say,
+        )
+    from .algorithms import evolve
+
+    if order.learner is None:
+        raise ConfigError("the order needs either `learner` or `clone`")
+    return evolve(order.learner, evidence, out=order.out, progress=_say)
+
+
+def main() -> None:
+    """Join the other processes, do the order, leave."""
+    import torch
+    from torch import distributed
+
+    from .policy import configure_threads
+    from .processes import Processes
+
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: torchrun … -m rollwave.learners.distributed ORDER.json")
+    try:
+        order = read_order(sys.argv[1])
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    configure_threads(order.threads)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        distributed.init_process_group(
+            "nccl" if cuda else "gloo", timeout=timedelta(seconds=order.seconds)
+        )
+    try:
+        report = carry_out(order)
+        if Processes.current().first:
+            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    except RollwaveError as error:
+        # The others wait for this process: torchrun ends them when it sees this one gone.
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    finally:
+        with suppress(ValueError, RuntimeError):
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+def _trajectories(path: str) -> tuple[Trajectory, ...]:
+    return read_wave(path).trajectories
+
+
+def _say(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    sys.stderr.write(f"step {step} of {steps}, loss {metrics.get('loss', float('nan')):.4f}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The processes that train one model together, and what they tell each other.
+
+Each holds the whole model. A step's micro-batches are dealt among them; gradients, losses and
+metrics are *summed*, never averaged: the objective divides by the denominator of the whole
+step, which every process knows, so that the sum is what one process would have computed.
+
+Invariants: every process calls these in the same order; the first alone writes to disk; with
+one process nothing is sent, and nothing depends on torch.distributed.
+
+Not here: starting them (`distributed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+Sums = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Processes:
+        """Those of torch's default process group; this one alone where there is none."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(
+        self, parts: Sequence[Sequence[Item]], cost: Callable[[Item], int]
+    ) -> list[Sequence[Item]]:
+        """This process's part of a step: the largest dealt first, each to whom has least."""
+        if self.size == 1:
+            return list(parts)
+        loads = [0] * self.size
+        mine: list[Sequence[Item]] = []
+        for part in sorted(parts, key=lambda part: -sum(map(cost, part))):
+            least = loads.index(min(loads))
+            loads[least] += sum(map(cost, part))
+            if least == self.rank:
+                mine.append(part)
+        return mine
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Make every gradient the sum of those of all processes."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # it had no part of this step
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(parameter.grad)
+
+    def add(self, sums: Mapping[str, tuple[float, float]]) -> Sums:
+        """Add up metrics as (sum, weight) by name, in the order of ranks."""
+        if self.size == 1:
+            return dict(sums)
+        everyone: list[Any] = [None] * self.size
+        distributed.all_gather_object(everyone, dict(sums))
+        total: Sums = {}
+        for one in everyone:
+            for name, (value, weight) in one.items():
+                before = total.get(name, (0.0, 0.0))
+                total[name] = before[0] + value, before[1] + weight
+        return total
+
+    def told(self, value: Value) -> Value:
+        """What the first process says."""
+        if self.size == 1:
+            return value
+        said: list[Any] = [value]
+        distributed.broadcast_object_list(said)
+        heard: Value = said[0]
+        return heard
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            distributed.barrier()
