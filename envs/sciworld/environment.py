@@ -123,6 +123,7 @@ class SciWorld(Environment):
             raise EnvironmentFault("this SciWorld session is closed; make a new one")
         kind, variation = self._table.task(task.index)
         simulator = self._simulator
+        self._kind = None  # also where loading fails: nothing is on then
         simulator.load(kind.name, variation, self._simplification)
         moved = simulator.step("look around")
         self._kind, self._variation, self._index = kind, variation, task.index

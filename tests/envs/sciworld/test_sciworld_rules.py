@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from rollwave.engine.codec import encode
-from rollwave.engine.errors import ConfigError, EnvironmentFault
+from rollwave.engine.errors import ConfigError, EnvironmentFault, EnvironmentLost
 from rollwave.envs.base import EnvSpec, Task
 from rollwave.envs.laws import LAWS, broken, check
 from rollwave.envs.registry import resolve
@@ -125,6 +125,22 @@ def test_advice_follows_the_path_through_idle_talk() -> None:
     assert env.expert() == HEAT
     env.step(HEAT)
     assert env.expert() == HEAT
+
+
+def test_a_reset_that_fails_leaves_nothing_to_go_on_with() -> None:
+    class Dies(Toy):
+        def load(self, task: str, variation: int, simplification: str = "easy") -> None:
+            if self.moves:
+                raise EnvironmentLost("the Java process died")
+            super().load(task, variation, simplification)
+
+    env = SciWorld(cast(Any, Dies()), table(Ids.DATA))
+    env.reset(Task("sciworld-v1", 0), 0)
+    env.step(HEAT)
+    with pytest.raises(EnvironmentLost):
+        env.reset(Task("sciworld-v1", 1), 0)
+    with pytest.raises(EnvironmentFault, match="not reset"):
+        env.step(HEAT)
 
 
 @pytest.mark.parametrize("astray", ["wait", "reset task", "open door"])
