@@ -16,9 +16,10 @@ Not here: what the server's task numbers mean.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 import httpx
@@ -35,9 +36,11 @@ from ..base import Environment, EnvSpec, StepResult, Task
 from ..registry import resolve
 from .client import ANSWER_SECONDS, AgentGymHost, address, dialect_named
 from .conversation import Call, Talk, read
-from .dialects import DIALECTS, Dialect
+from .dialects import DIALECTS, Dialect, plain
 
 T = TypeVar("T")
+
+_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class RemoteEnvironment(Environment):
@@ -174,7 +177,8 @@ def spec_at(url: str) -> EnvSpec:
         http://127.0.0.1:36001/maze?tasks=26
         http://127.0.0.1:36001?dialect=textcraft&tasks=544&deterministic=true
 
-    `dialect` is the last part of the path where it is not given. A token is taken from
+    `dialect` is the last part of the path where it is not given; a world that AgentGym does not
+    have is taken for one of ours, which tells it in the plain spelling. A token is taken from
     $ROLLWAVE_TOKEN, because the address is written into the run.
 
     Raises:
@@ -190,7 +194,7 @@ def spec_at(url: str) -> EnvSpec:
     if "@" in base:
         raise ConfigError("the address would be written into the run: set $ROLLWAVE_TOKEN instead")
     last = base.rpartition("/")[2]
-    dialect = dialect_named(given.get("dialect") or (last if last in DIALECTS else ""))
+    dialect = dialect_named(given.get("dialect") or DIALECTS.get(last) or _ours(base))
     tasks, turns = given.get("tasks", ""), given.get("turn_limit", "0")
     if not (tasks.isdecimal() and turns.isdecimal() and len(tasks + turns) < 18):
         raise ConfigError(f"{url}: say how many tasks it has, as ?tasks=544")
@@ -206,6 +210,12 @@ def spec_at(url: str) -> EnvSpec:
         make=lambda: RemoteEnvironment(base, dialect, token=token),
     )
     return replace(spec, host=lambda: AgentGymHost(base, dialect, token=token, rebuild=replayable))
+
+
+def _ours(base: str) -> Dialect | str:
+    """The dialect of a world of ours by its address; "" where it has no path."""
+    path = httpx.URL(base).path.strip("/")
+    return plain(path) if _NAME.fullmatch(path) else ""
 
 
 def _like(dialect: Dialect) -> EnvSpec | None:

@@ -96,43 +96,6 @@ def test_the_world_of_the_page_is_short() -> None:
     assert len([line for line in WORLD.splitlines() if line.strip()]) <= 40
 
 
-def test_the_page_shows_what_check_says(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = page_block("sh", "rollwave envs check").split()
-    save(desk, WORLD)
-    code = main(command[1:])
-    out, _ = capsys.readouterr()
-    assert code == 1
-    assert page_block("text", "BROKEN").strip() in out
-    assert out.count("BROKEN") == 2  # in the table, and before the failure
-
-
-def test_the_mended_world_of_the_page_keeps_the_laws(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert MENDED != WORLD
-    save(desk, MENDED)
-    code, said, _ = answer(capsys, "check", "numbers_env:FAMILY", "--json", "--examples", "60")
-    assert (code, said["broken"]) == (0, 0)
-    assert [law["law"] for law in said["checks"][0]["laws"] if law["skipped"]] == [
-        "tells no secret",
-        "snapshot equals replay",
-    ]
-    played = page_block("python", 'registry.resolve("guess-number")')
-    exec(compile(played, str(PAGE), "exec"), {})
-    out, _ = capsys.readouterr()
-    assert out.splitlines()[0] == "Guess a number from 0 to 99."
-    assert set(out.splitlines()[1:]) <= {"Higher.", "Lower."}
-
-
-def test_the_test_of_the_page_passes(desk: Path) -> None:
-    save(desk, MENDED)
-    sys.path.insert(0, "")
-    source = page_block("python", "def test_laws")
-    scope: dict[str, Any] = {"FAMILY": importlib.import_module("numbers_env").FAMILY}
-    exec(compile(source, str(PAGE), "exec"), scope)
-    scope["test_laws"]()
-
-
 def test_the_table_of_laws_is_what_the_laws_say() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for result in check("maze-grid?style=terse", examples=1, over="worker"):

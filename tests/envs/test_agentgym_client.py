@@ -435,8 +435,16 @@ def test_an_address_alone_is_an_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert (opened.url, opened.dialect.name) == ("http://127.0.0.1:1/maze", "maze")
     other = resolve("http://h:1?dialect=textcraft&tasks=5&deterministic=true&turn_limit=9")
     assert (other.deterministic, other.turn_limit) == (True, 9)
+    ours = resolve("http://h:1/maze-grid?tasks=5")  # AgentGym has none; a server of ours may
+    assert ours.host is not None
+    opened = ours.host()
+    assert isinstance(opened, AgentGymHost)
+    assert (opened.dialect.name, opened.dialect.closes) == ("maze-grid", True)
+    assert ours.prompt == resolve("maze-grid").prompt
     for wrong, text in (
         ("http://h:1?tasks=5", "no dialect"),
+        ("http://h:1/some/where?tasks=5", "no dialect"),
+        ("http://h:1/maze?dialect=chess&tasks=5", "no dialect"),
         ("http://h:1/maze", "how many tasks"),
         ("http://h:1/maze?tasks=-1", "how many tasks"),
         ("http://h:1/maze?tasks=5&speed=2", "no option 'speed'"),
