@@ -85,6 +85,12 @@ def _evolve(app: typer.Typer) -> None:
     app.command("evolve")(evolve)
 
 
+def _data(app: typer.Typer) -> None:
+    from .data import app as data
+
+    app.add_typer(data, name="data")
+
+
 def _serve(app: typer.Typer) -> None:
     from .serve import serve
 
@@ -117,6 +123,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "bench": Entry("Measure the engine itself.", PLAY, _bench),
     "serve": Entry("Serve environments in AgentGym's protocol.", PLAY, _serve),
     "evolve": Entry("Evolve a policy, wave by wave, as a TOML file says.", LEARN, _evolve),
+    "data": Entry("Convert, count, show and pair trajectories of files and runs.", LEARN, _data),
     "inspect": Entry("Read a run: its waves, outcomes and trajectories.", LOOK, _inspect),
     "envs": Entry("List the environments, and check their laws.", LOOK, _envs),
     "doctor": Entry("Say what is installed and what can run here.", LOOK, _doctor),

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
+
 from ...engine.errors import ConfigError
 from ...engine.trajectory import Trajectory
 
@@ -27,6 +29,12 @@ class Reading:
     split: str = "train"
     reward: float = 1.0
     """Of a record without a reward: published demonstrations are successes."""
+
+    def renamed(self, trajectory: Trajectory) -> Trajectory:
+        """Give a whole record the environment id that is wanted."""
+        if not self.env:
+            return trajectory
+        return msgspec.structs.replace(trajectory, env=self.env)
 
 
 @dataclass(slots=True)

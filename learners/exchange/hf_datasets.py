@@ -49,7 +49,7 @@ class HFDatasets(Format):
             tables = part.with_format("arrow").iter(ROWS)
             names = set(part.column_names)
             if set(schema().names) <= names:
-                yield from _own(path, tables, tally)
+                yield from map(reading.renamed, _own(path, tables, tally))
                 continue
             rows = (row for table in tables for row in table.to_pylist())
             yield from by_columns(path, names).read_dicts(path, rows, of_split, tally)

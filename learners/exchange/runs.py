@@ -28,18 +28,18 @@ class Runs(Format):
     suffixes: ClassVar = ()
 
     def read(self, path: Path, reading: Reading, tally: Tally) -> Iterator[Trajectory]:
-        """Give the trajectories of every sealed wave, in order; `reading` is not needed."""
+        """Give the trajectories of every sealed wave, in order."""
         if path.is_dir():
             with Store.open(path, exclusive=False) as store:
                 for info in store.waves():
-                    yield from self._wave(info.path, tally)
+                    yield from self._wave(info.path, reading, tally)
         else:
-            yield from self._wave(path, tally)
+            yield from self._wave(path, reading, tally)
 
-    def _wave(self, path: Path, tally: Tally) -> Iterator[Trajectory]:
+    def _wave(self, path: Path, reading: Reading, tally: Tally) -> Iterator[Trajectory]:
         for trajectory in read_wave(path).trajectories:
             tally.read += 1
-            yield trajectory
+            yield reading.renamed(trajectory)
 
     def write(self, path: Path, trajectories: Iterable[Trajectory], tally: Tally) -> None:
         """Make a run directory.
