@@ -74,6 +74,7 @@ def clone(
     out: str,
     weights: Sequence[float] | None = None,
     record: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     evaluate: Evaluate | None = None,
 ) -> Report:
@@ -82,6 +83,7 @@ def clone(
     Args:
         weights: one for each trajectory, not negative; None: all 1.
         record: put into `training.json` beside the rest.
+        metrics: known before training; they join the report's.
     """
     from .objective import Likelihood
 
@@ -95,6 +97,7 @@ def clone(
         data=hash_samples(ready.samples),
         record=record or {},
         dropped=ready.dropped,
+        metrics=metrics,
         progress=progress,
         evaluate=evaluate,
     )

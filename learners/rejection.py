@@ -18,6 +18,7 @@ import msgspec
 from .agent_evol import AgentEvol
 from .base import Evidence, Progress, Report
 from .behaviour_cloning import clone
+from .mismatch import wave_mismatch
 from .settings import EvolSettings, RejectionSettings
 
 
@@ -53,5 +54,6 @@ def evolve(
             "dataset": data.digest,
             "counts": dict(data.counts),
         },
+        metrics=wave_mismatch(evidence.start("last"), data.trajectories, settings.training),
         progress=progress,
     )

@@ -12,11 +12,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="an evolution step trains a torch model")
 pytestmark = pytest.mark.learn
 
+from rollwave.engine.codec import pack_floats, pack_tokens  # noqa: E402
 from rollwave.engine.errors import ConfigError, EmptyWave, EvaluationLeak  # noqa: E402
-from rollwave.engine.trajectory import Outcome  # noqa: E402
+from rollwave.engine.trajectory import FinishReason, Outcome  # noqa: E402
 from rollwave.learners import eto  # noqa: E402
 from rollwave.learners.algorithms import evolve  # noqa: E402
 from rollwave.learners.base import Evidence  # noqa: E402
+from rollwave.learners.chat import load_renderer, tokenise  # noqa: E402
+from rollwave.learners.collate import collate  # noqa: E402
 from rollwave.learners.policy import Policy  # noqa: E402
 from rollwave.learners.settings import (  # noqa: E402
     DpoSettings,
@@ -289,6 +292,42 @@ def test_rejection_fine_tuning_starts_from_the_pretrained_model(tiny, make, evid
     given = evidence(([make.attempt(0)],), starts=starts)
     report = evolve(RejectionSettings(training=training()), given, out=str(tmp_path / "m"))
     assert report.kept == 5
+
+
+def test_sampler_and_trainer_are_compared_with_the_policy_that_explored(
+    tiny, make, evidence, tmp_path
+):
+    """Not with the start, which is another model: it was not the sampler."""
+    policy = Policy.load(tiny, device="cpu")
+    renderer = load_renderer(tiny)
+    plain = make.attempt(0)
+    sample = tokenise(renderer, plain)
+    with torch.no_grad():
+        logprobs = policy.logprobs(collate([sample]))[0].tolist()
+    first = list(sample.loss_mask).index(1)
+    turns = [
+        msgspec.structs.replace(turn, start=at, end=at + 2, finish=FinishReason.STOP)
+        for turn, at in zip(plain.turns, (first, len(sample.token_ids) - 2), strict=True)
+    ]
+    recorded = msgspec.structs.replace(
+        plain,
+        turns=tuple(turns),
+        token_ids=pack_tokens(sample.token_ids),
+        loss_mask=bytes(sample.loss_mask),
+        logprobs=pack_floats(logprobs),
+        temperature=1.0,
+    )
+    moved = policy
+    with torch.no_grad():
+        next(iter(moved.trainable().values())).add_(0.05)
+    moved.save(tmp_path / "pretrained")
+    starts = {"base_bc": tiny, "last": tiny, "pretrained": str(tmp_path / "pretrained")}
+    report = evolve(
+        RejectionSettings(training=training(max_steps=1)),
+        evidence(([recorded],), starts=starts),
+        out=str(tmp_path / "m"),
+    )
+    assert report.metrics["logprob_mismatch"] < 1e-5
 
 
 def test_at_most_four_of_a_task_survive(make, evidence, tmp_path):
