@@ -22,6 +22,7 @@ class TaskStream:
     def __init__(self, pool: Sequence[Task], seed: int) -> None:
         """`seed` is the run's."""
         self._pool = list(pool)
+        self._tasks = len({task.id for task in pool})
         self._seed = seed
         self._passes = 0
         self._rest: list[Task] = []
@@ -37,7 +38,7 @@ class TaskStream:
         What this wave had already waits for the next one, in its place.
         """
         found: list[Task] = []
-        while len(found) < tasks and len(self._drawn) < len(self._pool):
+        while len(found) < tasks and len(self._drawn) < self._tasks:
             place = next((i for i, t in enumerate(self._rest) if t.id not in self._drawn), None)
             if place is None:
                 self._rest += self._next_pass()
