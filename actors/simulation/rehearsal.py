@@ -93,13 +93,12 @@ class SleepingLearner(Actor):
     receives = (UpdatePolicy,)
 
     def __init__(self, training: Callable[[int], float]) -> None:
-        """`training` gives the seconds of a wave."""
+        """`training` gives the seconds of a wave; cloning is wave 0."""
         self._training = training
 
     async def receive(self, message: UpdatePolicy) -> PolicyUpdated:  # type: ignore[override]
         """Train, as far as anybody can tell."""
-        settings = msgspec.json.decode(message.settings, type=AnyLearner)
-        oldest = settings.max_staleness if isinstance(settings, GradientSettings) else 0
+        oldest = _oldest(message)
         records = [t for path in message.waves for t in read_wave(path).trajectories]
         ages = [message.wave - 1 - t.versions[0] for t in records]
         kept = [(t.id, age) for t, age in zip(records, ages, strict=True) if age <= oldest]
@@ -113,6 +112,14 @@ class SleepingLearner(Actor):
         )
         await run_blocking(_save, Path(message.out), report)
         return PolicyUpdated(message.out, report.metrics, report.kept, report.dropped)
+
+
+def _oldest(order: UpdatePolicy) -> int:
+    """How old a trajectory may be."""
+    if order.algorithm == "clone":
+        return 0
+    settings = msgspec.json.decode(order.settings, type=AnyLearner)
+    return settings.max_staleness if isinstance(settings, GradientSettings) else 0
 
 
 def read_rehearsed(model: str | Path) -> Rehearsed:
