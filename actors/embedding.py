@@ -39,7 +39,7 @@ from ..engine.system import ActorSystem
 from ..engine.trajectory import Trajectory
 from ..envs.base import EnvSpec, Task
 from ..envs.formats import get_format
-from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost
+from ..envs.hosting import Host, Hosted, InlineHost, ThreadHost, closing
 from ..envs.registry import resolve
 from ..envs.worker.host import Owner, WorkerHost
 from .collector import Collector
@@ -99,6 +99,7 @@ class Engine:
         holder: PolicyHolder | None,
         collector: ActorRef | None = None,
         workers: Owner | None = None,
+        made: list[Host] | None = None,
     ) -> None:
         self.settings: Final = settings
         self.source: Final = source
@@ -111,6 +112,7 @@ class Engine:
         self._workers = workers or Owner()
         self._specs: dict[str, EnvSpec] = {}
         self._hosts: dict[str, Host] = {}
+        self._made = made if made is not None else []
         # The permits bound threads already.
         self._threads = trio.CapacityLimiter(math.inf)
 
@@ -137,7 +139,8 @@ class Engine:
 
         Args:
             spec: rollouts begun from now on take it for its id.
-            host: opens its sessions; None = as its cost class says.
+            host: opens its sessions, and is closed by who made it; None = one as its cost
+                class says, which the engine closes at its end.
         """
         self._specs[spec.id] = spec
         self._hosts.pop(spec.id, None)
@@ -153,6 +156,7 @@ class Engine:
         """
         if spec.id not in self._hosts:
             self._hosts[spec.id] = self._new_host(spec)
+            self._made.append(self._hosts[spec.id])
         return self._hosts[spec.id]
 
     def _new_host(self, spec: EnvSpec) -> Host:
@@ -340,7 +344,8 @@ async def open_engine(
     system = ActorSystem(
         seed=limits.seed, shutdown_seconds=limits.shutdown_seconds, observe=observe
     )
-    async with _closing(ledger), system:
+    made: list[Host] = []
+    async with closing(made), _closing(ledger), system:
 
         async def start(name: str, factory: Callable[[], Actor]) -> ActorRef:
             return await system.start(ChildSpec(name=name, factory=factory))
@@ -355,7 +360,16 @@ async def open_engine(
             inference = await start("inference", lambda: Inference(make_backend, serving))
         dispatcher = await start("dispatcher", lambda: Dispatcher(ledger, permits, collector))
         yield Engine(
-            limits, source, ledger, permits, dispatcher, inference, holder, collector, workers
+            limits,
+            source,
+            ledger,
+            permits,
+            dispatcher,
+            inference,
+            holder,
+            collector,
+            workers,
+            made,
         )
 
 

@@ -132,9 +132,14 @@ async def _serve(
     """Serve until cancelled, interrupted or told to end."""
     from ..engine.system import ActorSystem
     from ..envs.agentgym.listener import Listener, open_listeners
+    from ..envs.hosting import closing
 
     listeners = await open_listeners(host, port, guarded=guarded)
-    async with ActorSystem() as system, trio.open_nursery() as nursery:
+    async with (
+        closing(hosts.by_id.values()),
+        ActorSystem() as system,
+        trio.open_nursery() as nursery,
+    ):
         if hosts.owner is not None:
             await system.start(ChildSpec(name="workers", factory=hosts.owner.actor))
         where = listeners[0].socket.getsockname()

@@ -16,9 +16,9 @@ Not here: worker processes (`worker.host`), deadlines and outcomes (the session'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final, TypeVar
 
 import trio
 
@@ -65,6 +65,29 @@ class Host(ABC):
     @abstractmethod
     async def open(self) -> Hosted:
         """Make a session. A caller that is cancelled meanwhile leaves none behind."""
+
+    async def aclose(self) -> None:  # noqa: B027 (most hosts hold nothing)
+        """Free what the host itself holds, once its sessions have ended: for who made it."""
+
+
+CLOSING_SECONDS: Final = 15.0
+"""For all hosts of one owner."""
+
+
+@asynccontextmanager
+async def closing(hosts: Collection[Host]) -> AsyncIterator[None]:
+    """Close hosts when the block ends, however it does: those in the collection by then.
+
+    Raises:
+        Exception: what closing one of them raised; the others are closed all the same.
+    """
+    try:
+        yield
+    finally:
+        with trio.move_on_after(CLOSING_SECONDS, shield=True):
+            async with AsyncExitStack() as stack:
+                for host in hosts:
+                    stack.push_async_callback(host.aclose)
 
 
 class InlineHost(Host):

@@ -146,8 +146,7 @@ class AgentGymHost(Host):
         if self._room is not None:
             await self._room.acquire()
         try:
-            while self._abandoned:
-                await self._end(self._abandoned.popleft())
+            await self.tidy()
             session = _Remote(
                 self, Talk(self.dialect, self._free.popleft() if self._free else None)
             )
@@ -229,7 +228,12 @@ class AgentGymHost(Host):
     async def tidy(self) -> None:
         """Tell the server to end the sessions that were left, if it has a `/close`."""
         while self._abandoned:
-            await self._end(self._abandoned.popleft())
+            id = self._abandoned.popleft()
+            try:
+                await self._end(id)
+            except trio.Cancelled:
+                self._abandoned.append(id)  # for whoever comes next: closing twice is closing
+                raise
 
     async def _end(self, id: int) -> None:
         """Tell the server to end a session, as far as it listens."""

@@ -83,7 +83,13 @@ class Served:
 
     @classmethod
     def of(cls, spec: EnvSpec, threads: trio.CapacityLimiter, host: Host | None = None) -> Served:
-        """Offer a world in the dialect that AgentGym has for it, or in the plain one."""
+        """Offer a world in the dialect that AgentGym has for it, or in the plain one.
+
+        Raises:
+            ConfigError: it is on a server already.
+        """
+        if host is None and spec.host is not None:
+            raise ConfigError(f"{spec.id} is served already: point its clients there")
         dialect = dialect_for(spec.id)
         inline = spec.cost == "inline" and host is None
         if host is None:

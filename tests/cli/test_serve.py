@@ -66,6 +66,7 @@ def test_ctrl_c_ends_it_too() -> None:
         (["--env", "maze-v1", "--token-file", "/does/not/exist"], "cannot read the token file"),
         (["--env", "maze-v1", "--lease-seconds", "0"], "lease_seconds must be above 0"),
         (["--env", "maze-v1,maze-v1"], "choose one"),
+        (["--env", "http://127.0.0.1:1/maze?tasks=26"], "is served already"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_line(

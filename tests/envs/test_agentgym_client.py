@@ -10,7 +10,6 @@ from functools import partial
 import httpx
 import pytest
 import trio
-from rollwave.actors.embedding import open_engine
 from rollwave.engine.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -22,7 +21,6 @@ from rollwave.engine.testing import run_simulated
 from rollwave.envs.agentgym.asgi import Application
 from rollwave.envs.agentgym.client import AgentGymHost, address
 from rollwave.envs.agentgym.dialects import DIALECTS, Dialect
-from rollwave.envs.agentgym.listener import Listener, open_listeners
 from rollwave.envs.agentgym.remote import RemoteEnvironment, remote_spec
 from rollwave.envs.agentgym.server import WireServer
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
@@ -452,22 +450,3 @@ def test_an_address_alone_is_an_environment(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(ConfigError, match=text):
             resolve(wrong)
-
-
-async def test_an_engine_plays_a_server_by_its_address() -> None:
-    listener = Listener(WireServer([resolve("maze-v1")]))
-    sockets = await open_listeners("127.0.0.1", 0)
-    env = f"http://127.0.0.1:{sockets[0].socket.getsockname()[1]}/maze?tasks=9"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listener.run, sockets)
-        async with open_engine("random", concurrency=4) as engine:
-            tasks = engine.tasks(env, "test")
-            ended = [one async for one in engine.rollout(tasks, turn_limit=4)]
-            assert [one.fault for one in ended] == [None] * 9
-            assert {len(one.turns) for one in ended} <= {1, 2, 3, 4}
-            spec = engine.spec(env)
-            host = engine.host(spec)
-            assert isinstance(host, AgentGymHost)
-            await host.aclose()
-        nursery.cancel_scope.cancel()
-    assert len(listener) == 0
