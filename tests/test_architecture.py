@@ -52,10 +52,12 @@ HEAVY = {
     "ray",
     "safetensors",
     "starlette",
+    "tensorboard",
     "tokenizers",
     "torch",
     "transformers",
     "vllm",
+    "wandb",
 }
 """Optional, or slow to import."""
 

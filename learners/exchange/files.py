@@ -1,5 +1,4 @@
-"""Files of rows: JSON lists, JSON lines (both also gzipped) and Parquet, read and written as a
-stream.
+"""Files of rows, as streams: JSON lists, JSON lines (both also gzipped) and Parquet.
 
 Invariant: a file is written beside its name and renamed: it appears whole or not at all.
 
