@@ -38,6 +38,7 @@ from ..engine.trajectory import Trajectory
 from .base import Evidence, Learner, Progress, Report
 from .behaviour_cloning import clone
 from .filters import Filtered, TaskKey, above, capped, distinct, refuse_evaluation, task_key
+from .mismatch import wave_mismatch
 from .settings import EvolSettings
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class AgentEvol(Learner):
             out=out,
             weights=weights,
             record=record,
+            metrics=wave_mismatch(self.last, _newest(trajectories), self.settings.training),
             progress=progress,
             evaluate=evaluate,
         )
@@ -286,6 +288,13 @@ class AgentEvol(Learner):
                 'rewards at the environment, or use weight = "exp"'
             )
         return tuple(rewards)
+
+
+def _newest(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """What the newest policy alone sampled."""
+    sampled = [t for t in trajectories if t.token_ids]
+    version = max((t.versions[1] for t in sampled), default=0)
+    return [t for t in sampled if t.versions == (version, version)]
 
 
 def content_hash(trajectories: Sequence[Trajectory], weights: Sequence[float]) -> str:
