@@ -48,6 +48,11 @@ def trajectory_id(wave: int, task_id: str, attempt: int) -> str:
     return f"w{wave}/{task_id}/{attempt}"
 
 
+def wave_of(id_: str) -> int:
+    """The wave that a trajectory's id names."""
+    return int(id_.partition("/")[0].removeprefix("w"))
+
+
 class Dispatcher(Actor):
     """The one door to live sessions."""
 

@@ -97,12 +97,22 @@ def _show_run(run: Run, output: Output) -> None:
     if run.store.settings:
         output.table(("setting", "value"), list(run.store.settings.items()))
     output.table(
-        ("wave", "policy", "trajectories", *Outcome, "success rate", "reward", "state"),
+        (
+            "wave",
+            "policy",
+            "trajectories",
+            "in flight",
+            *Outcome,
+            "success rate",
+            "reward",
+            "state",
+        ),
         [
             (
                 line.number,
                 line.policy_version,
                 line.trajectories,
+                line.in_flight,
                 *(line.outcomes.get(outcome.value, 0) for outcome in Outcome),
                 _percent(line.success_rate),
                 line.average_reward,

@@ -9,6 +9,7 @@ shown (`inspect`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,6 +31,8 @@ class WaveLine:
     """False: still in its journal; the same command goes on with it."""
     policy_version: int | None
     trajectories: int
+    in_flight: int
+    """Episodes that have begun and not ended: live now, or interrupted and gone on with."""
     outcomes: Mapping[str, int]
     success_rate: float | None
     """Successes over scored trajectories: faults and cancellations are not failures."""
@@ -51,7 +54,7 @@ class Run:
             raise NotARun(f"{directory} is not a directory: give the --out of a rollwave command")
         self.store: Final = Store.open(directory, exclusive=False)
         self._sealed: Final = {info.number: info for info in self.store.waves()}
-        self._unsealed: Final = _unsealed(self.store, self._sealed)
+        self._unsealed, self._in_flight = _unsealed(self.store, self._sealed)
 
     @property
     def numbers(self) -> list[int]:
@@ -78,7 +81,8 @@ class Run:
             if info is None:
                 records = self.read(number)
                 rewards = [t.reward for t in records if t.reward is not None]
-                yield _line(number, None, count_outcomes(records), rewards)
+                live = self._in_flight[number]
+                yield _line(number, None, count_outcomes(records), rewards, live)
             else:
                 yield _line(number, info, info.outcomes, _rewards(info.path))
 
@@ -99,17 +103,27 @@ class Run:
         raise ConfigError(f"no trajectory {id_!r} among {len(seen)} in {self.store.path}{hint}")
 
 
-def _unsealed(store: Store, sealed: Container[int]) -> dict[int, list[Trajectory]]:
-    """Read what the journal holds of waves that are not sealed, by wave."""
+def _unsealed(
+    store: Store, sealed: Container[int]
+) -> tuple[dict[int, list[Trajectory]], Counter[int]]:
+    """Read what the journal holds of waves that are not sealed: the trajectories of each, and
+    how many episodes of it have begun and not ended."""
+    waves: dict[int, list[Trajectory]] = {}
+    live: Counter[int] = Counter()
     if not store.journal_path.exists():
-        return {}
+        return waves, live
+    from ..actors.dispatcher import wave_of
     from ..actors.turnlog import read_progress
 
-    waves: dict[int, list[Trajectory]] = {}
-    for trajectory in read_progress(store.journal_path)[0].values():
+    ended, begun = read_progress(store.journal_path)
+    for trajectory in ended.values():
         if trajectory.wave not in sealed:
             waves.setdefault(trajectory.wave, []).append(trajectory)
-    return waves
+    for number in map(wave_of, begun):
+        if number not in sealed:
+            waves.setdefault(number, [])
+            live[number] += 1
+    return waves, live
 
 
 def _rewards(path: Path) -> list[float]:
@@ -121,7 +135,11 @@ def _rewards(path: Path) -> list[float]:
 
 
 def _line(
-    number: int, info: WaveInfo | None, outcomes: Mapping[str, int], rewards: Sequence[float]
+    number: int,
+    info: WaveInfo | None,
+    outcomes: Mapping[str, int],
+    rewards: Sequence[float],
+    in_flight: int = 0,
 ) -> WaveLine:
     scored = sum(outcomes.get(outcome.value, 0) for outcome in Outcome if outcome.scored)
     return WaveLine(
@@ -129,6 +147,7 @@ def _line(
         sealed=info is not None,
         policy_version=info.policy_version if info else None,
         trajectories=sum(outcomes.values()),
+        in_flight=in_flight,
         outcomes=dict(outcomes),
         success_rate=outcomes.get(Outcome.SUCCESS.value, 0) / scored if scored else None,
         average_reward=sum(rewards) / len(rewards) if rewards else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from rollwave.actors.protocol import TurnTaken
 from rollwave.cli.main import main
 from rollwave.engine.codec import pack_floats, pack_mask, pack_tokens
 from rollwave.engine.errors import FaultKind
@@ -59,6 +60,12 @@ def made(number: int, outcome: Outcome, wave: int = 0) -> Trajectory:
     )
 
 
+def taken(episode: str) -> TurnTaken:
+    """The first turn of an episode."""
+    turn = made(0, Outcome.SUCCESS).turns[0]
+    return TurnTaken(episode, 0, 7, turn, pack_tokens([1]), pack_floats([0.0]))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of one sealed wave with each outcome, and one that is still in the journal."""
@@ -72,6 +79,11 @@ def run(tmp_path: Path) -> Path:
                 journal.append(made(0, Outcome.SUCCESS, wave=0))
                 for n, outcome in enumerate([Outcome.SUCCESS, Outcome.FAILURE]):
                     journal.append(made(n, outcome, wave=1))
+                # Of these one has ended, one is of the sealed wave, and two are in flight.
+                for name in ("w1/maze_0/0", "w0/maze_4/0", "w1/maze_2/0", "w1/maze_2/1"):
+                    journal.append(taken(name))
+                journal.append(made(0, Outcome.SUCCESS, wave=1))
+                journal.append(taken("w2/maze_0/0"))
                 await journal.sync()
 
         trio.run(write)
@@ -99,7 +111,7 @@ def answer(result: tuple[int, str, str]) -> dict[str, Any]:
 def test_the_overview(run: Path, show: Show) -> None:
     code, out, _ = show(run)
     assert code == 0
-    for part in ("maze-v1", "sealed", "unfinished", "33.3%", "50.0%"):
+    for part in ("maze-v1", "sealed", "unfinished", "in flight", "33.3%", "50.0%"):
         assert part in out
 
 
@@ -107,13 +119,15 @@ def test_the_overview_as_json(run: Path, show: Show) -> None:
     got = answer(show(run, "--json"))
     assert got.keys() == {"run", "created", "settings", "waves"}
     assert got["settings"] == {"env": "maze-v1"}
-    sealed, unfinished = got["waves"]
+    sealed, unfinished, begun = got["waves"]
     assert sealed["outcomes"] == dict.fromkeys([o.value for o in Outcome], 1)
     assert sealed["success_rate"] == pytest.approx(1 / 3)  # faults are not failures
     assert sealed["average_reward"] == pytest.approx(1.25 / 3)
     assert (sealed["sealed"], sealed["policy_version"], sealed["trajectories"]) == (True, 4, 5)
     assert (unfinished["sealed"], unfinished["trajectories"]) == (False, 2)
     assert unfinished["policy_version"] is None
+    assert [wave["in_flight"] for wave in (sealed, unfinished, begun)] == [0, 2, 1]
+    assert (begun["number"], begun["trajectories"], begun["success_rate"]) == (2, 0, None)
 
 
 def test_a_wave(run: Path, show: Show) -> None:
