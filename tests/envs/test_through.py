@@ -35,6 +35,9 @@ class Echo(Hosted):
     async def available_actions(self) -> Sequence[str]:
         return ("wait",)
 
+    async def about(self) -> dict[str, str | int]:
+        return {"of": "it"}
+
     async def close(self) -> None:
         self.log.append("closed")
 
