@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -42,6 +43,7 @@ _LAST_SECONDS: Final = 0.2
 """For one that broke the connection to end by itself, and say why."""
 _REAP_SECONDS: Final = 5.0
 _WORDS: Final = 4096
+_ADDRESS: Final = re.compile(rb"^(\d{1,5})\r?\n([A-Za-z0-9+/=]+)\r?\n", re.MULTILINE)
 _QUIET: Final = (
     "-XX:+UseSerialGC",  # one thread that computes, and no more beside it
     "-XX:-UsePerfData",  # a file in /tmp for each process
@@ -169,28 +171,29 @@ class Jvm:
 
 
 def _handshake(popen: subprocess.Popen[bytes], seconds: float) -> tuple[int, str]:
-    """The port and the token that it prints first."""
+    """The port and the token that it prints first, but for what Java itself has to say."""
     assert popen.stdout is not None
     output = popen.stdout.fileno()
     poll = select.poll()
     poll.register(output, select.POLLIN)
     until = time.monotonic() + seconds
     said = b""
-    while said.count(b"\n") < 2:
+    while (found := _ADDRESS.search(said)) is None:
         left = until - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise EnvironmentFault(f"Java did not start within {seconds:g} s")
-        data = os.read(output, 4096)
+        if left <= 0 or len(said) > _WORDS or not poll.poll(left * 1000):
+            words = _line(said)
+            raise EnvironmentFault(
+                f"Java did not start within {seconds:g} s"
+                + (f"; it said: {words}" if words else "")
+            )
+        data = os.read(output, _WORDS)
         if not data:
             raise EnvironmentFault(
                 "Java does not start: " + (_line(said) or "it ended without a word") + ". Try "
                 "`java -version`; a memory limit of this process holds for Java too"
             )
         said += data
-    port, token = said.decode("ascii", "replace").split("\n")[:2]
-    if not port.strip().isdigit():
-        raise EnvironmentFault(f"Java started, and then said: {_line(said)}")
-    return int(port), token.strip()
+    return int(found[1]), found[2].decode()
 
 
 def _lost(popen: subprocess.Popen[bytes], why: str) -> str:

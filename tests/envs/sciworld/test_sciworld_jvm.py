@@ -95,7 +95,7 @@ def test_the_java_of_java_home_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_
     [
         ("echo cannot reserve memory; exit 1", "does not start: cannot reserve memory"),
         ("exit 1", "ended without a word"),
-        ("echo hello; echo you; sleep 60", "and then said: hello | you"),
+        ("echo hello; echo 12 34; sleep 60", "within 0.2 s; it said: hello | 12 34"),
         ("sleep 60", "within 0.2 s"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_java_that_does_not_start_is_a_fault(
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     before = descriptors()
-    seconds = 0.2 if script == "sleep 60" else 30.0
+    seconds = 0.2 if "sleep" in script else 30.0
     with pytest.raises(EnvironmentFault) as caught:
         Jvm(heap_mib=128, start_seconds=seconds)
     assert text in str(caught.value)
@@ -249,6 +249,12 @@ class TestEnd:
         assert done.returncode == -signal.SIGKILL, done.stderr
         with suppress(ProcessLookupError):
             wait_dead(int(done.stdout))
+
+    def test_what_java_says_first_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dsome.setting=1")  # it says that it saw it
+        jvm = Jvm(heap_mib=128)
+        assert jvm.gateway.call(Static("java.lang.System"), "getProperty", "some.setting") == "1"
+        jvm.close()
 
     def test_no_file_is_left_in_temp(self, shared: Jvm) -> None:
         assert alive(shared.pid)
