@@ -40,8 +40,21 @@ PACKAGES: Final = {
     "figures": ("matplotlib",),
     "serve": ("httptools", "fastapi", "hypercorn"),
     "sciworld": ("scienceworld", "py4j"),
+    "datasets": ("datasets",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
 }
 """Distributions by the extra that installs them."""
+
+_PLAIN: Final = {
+    "laws": "environment laws",
+    "figures": "figures",
+    "serve": "serving",
+    "datasets": "Hugging Face datasets",
+    "tensorboard": "TensorBoard curves",
+    "wandb": "Weights & Biases",
+}
+"""Extras of which it is enough that they are installed, and what for."""
 
 PROBES: Final = {
     "torch": (
@@ -208,7 +221,7 @@ def examine(
         _transformers(versions, probes),
         _vllm(machine, versions, probes),
     ]
-    for extra, what in (("laws", "environment laws"), ("figures", "figures"), ("serve", "serving")):
+    for extra, what in _PLAIN.items():
         absent = [name for name in PACKAGES[extra] if versions.get(name) is None]
         checks.append(
             Check(what, Status.MISSING, f"no {', '.join(absent)}", _install(extra))
