@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollwave.actors.config import CampaignConfig, load_config, parse_config
 from rollwave.engine.errors import ConfigError
+from rollwave.learners.settings import GrpoSettings, PpoSettings
 
 MINIMAL = """
 [environment]
@@ -124,6 +125,38 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
             MINIMAL + "[experts]\ntasks = 0\n[control]\nenabled = true\n",
             "control.enabled needs experts.tasks above 0",
         ),
+        (MINIMAL + "[run]\nmax_staleness = -1\n", "run.max_staleness must be 0 or more"),
+        (MINIMAL + "[run]\nmax_staleness = 1\n", "run.max_staleness above 0 needs an algorithm"),
+        (MINIMAL + "[evaluate]\nevery = 0\n", "evaluate.every must be above 0, not 0"),
+        (MINIMAL + "[rollout]\nbatch = 301\n", "rollout.batch = 301 is more than the 300 of"),
+        (
+            MINIMAL + '[rollout]\nbatch = 41\n[learner]\nscope = "expert_tasks"\n',
+            "rollout.batch = 41 is more than the 40 of experts.tasks",
+        ),
+        (MINIMAL + "[rollout]\nhorizon = [4, 0]\n", "rollout.horizon must be turns above 0"),
+        (MINIMAL + "[rollout]\nhorizon_waves = 0\n", "rollout.horizon_waves must be above 0"),
+        (
+            MINIMAL.replace("[model]", "turn_limit = 5\n[model]") + "[rollout]\nhorizon = [4]\n",
+            "rollout.horizon and environment.turn_limit say the same twice",
+        ),
+        (MINIMAL + "[rollout]\nrounds = 0\n", "rollout.rounds must be above 0"),
+        (MINIMAL + "[rollout]\nrounds = 2\n", "rollout.rounds above 1 needs rollout.batch"),
+        (
+            MINIMAL + "[rollout]\nrounds = 2\nbatch = 3\nattempts = 1\n",
+            "rollout.rounds above 1 needs rollout.attempts of 2 or more",
+        ),
+        (
+            MINIMAL + "[rollout]\nrounds = 2\nbatch = 3\n",
+            "needs an algorithm that learns from the groups of the last wave",
+        ),
+        (
+            MINIMAL + '[learner]\nalgorithm = "eto"\ncontrast = "step"\nscope = "all_tasks"\n',
+            "learner.scope must be 'expert_tasks' where single turns are contrasted",
+        ),
+        (MINIMAL + "[stop]\nsteps = -1\n", "stop.steps must be 0 or more"),
+        (MINIMAL + "[stop]\nmin_entropy = 1.5\n", "stop.min_entropy is a share in [0, 1]"),
+        (MINIMAL + "[stop]\nmax_format_errors = -1.0\n", "stop.max_format_errors is a share"),
+        (MINIMAL + '[learner]\nalgorithm = "grop"\n', "grop"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -132,6 +165,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> No
     text = str(caught.value)
     assert complaint in text or re.search(complaint, text)
     assert "\n" not in text
+
+
+def test_a_learner_takes_what_the_run_makes_unless_it_says_otherwise(tmp_path: Path) -> None:
+    ahead = MINIMAL + "[run]\nmax_staleness = 2\n"
+    followed = load(tmp_path, ahead + '[learner]\nalgorithm = "grpo"\n').learner
+    assert isinstance(followed, GrpoSettings)
+    assert followed.max_staleness == 2
+    own = load(tmp_path, ahead + '[learner]\nalgorithm = "ppo"\nmax_staleness = 1\n').learner
+    assert isinstance(own, PpoSettings)
+    assert own.max_staleness == 1
 
 
 def test_the_file_itself_is_named(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 from rollwave.actors.config import CampaignConfig
 from rollwave.actors.evaluator import Evaluation, wilson
 from rollwave.actors.report import CampaignResult, Row
+from rollwave.actors.wave_figures import WaveFigures
 from rollwave.cli import evolve as command
 from rollwave.cli.figures import draw_campaign
 from rollwave.cli.main import main
+from rollwave.cli.output import Output
 from rollwave.engine.store import Store
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.toml"
@@ -252,3 +254,65 @@ def test_a_file_that_is_no_config_is_named(
 def test_a_figure_without_test_tasks_shows_dev(tmp_path: Path) -> None:
     path = draw_campaign(result(tmp_path, tested=False), tmp_path / "f" / "success.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def long(out: Path, waves: int) -> CampaignResult:
+    """As policy gradients leave it: a hundred waves, every fifth evaluated."""
+
+    def row(wave: int) -> Row:
+        shown = wave % 5 == 0
+        figures = WaveFigures(
+            episodes=32,
+            turns=160,
+            turns_mean=5.0,
+            success={"maze-grid-v1?style=terse": wave / waves},
+            average_reward=wave / waves,
+            faults=0,
+            tasks=8,
+            tasks_solved=4,
+            tasks_newly_solved=1,
+            duplicates=2,
+            groups_used=5,
+            rounds=2,
+            turn_limit=0,
+            format_errors=0.0,
+            entropy=1.25,
+            staleness={0: 16, 1: 16},
+        )
+        return Row(
+            "evolution",
+            wave,
+            wave,
+            10 * wave,
+            32 * wave,
+            30,
+            evaluation("dev", wave, 100) if shown else None,
+            evaluation("test", 2 * wave) if shown else None,
+            f"m/policy-{wave}",
+            160 * wave,
+            figures if wave else None,
+            {"steps": 10.0, "loss": 0.125, "win": 7.0, "lose": 3.0, "logprob_mismatch": None},
+            {"zero_variance": 2},
+        )
+
+    rows = tuple(row(wave) for wave in range(waves + 1))
+    return CampaignResult(rows, waves - 5, f"all {waves} waves were run", 1, str(out), 64)
+
+
+@pytest.mark.parametrize("waves", [5, 100])
+def test_a_campaign_of_any_length_fits_on_a_screen_and_in_a_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waves: int
+) -> None:
+    found = long(tmp_path, waves)
+    path = draw_campaign(found, tmp_path / "f" / "success.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    command._print(found, Output(json=False), 1.0, path)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) < 75
+    for text in ("7/0/3", "2 zero_variance", "4 of 8", "0.5", "evolution *", "64 episodes"):
+        assert text in shown
+    assert "mismatch" not in shown  # nobody measured it
+    assert ("rows; all of them are in report.json" in shown) == (waves > 24)
+    assert f"m/policy-{waves - 5}" in shown
+    found.write()
+    assert json.loads((tmp_path / "report.json").read_text())["rows"][1]["figures"]["staleness"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rollwave.learners.stopping import Decision, Score, judge
+from rollwave.learners.stopping import Decision, Score, collapse, judge
 
 scores = st.lists(
     st.builds(Score, mean=st.floats(0, 1), error=st.floats(0.001, 0.1)), min_size=1, max_size=10
@@ -46,3 +46,28 @@ def test_the_best_is_the_earliest_highest_and_the_newest_best_is_never_rolled_ba
     assert verdict.best == next(i for i, score in enumerate(history) if score.mean == top)
     if verdict.best == len(history) - 1:
         assert verdict.decision is not Decision.ROLL_BACK
+
+
+def test_a_kl_far_above_its_running_median_is_a_collapse():
+    settled = [0.01, 0.02, 0.02, 0.02, 0.03]
+    assert "KL 0.3 is above 10 times its median of 0.02" in collapse(kls=[*settled, 0.3])
+    assert not collapse(kls=[*settled, 0.19])
+    assert not collapse(kls=[*settled, 0.3], max_kl=0)
+    # The first ones rise from nothing by any factor.
+    assert not collapse(kls=[1e-9, 0.3])
+    assert not collapse(kls=[0.0] * 6 + [0.3])
+
+
+def test_little_of_the_first_entropy_or_little_format_is_a_collapse():
+    assert "entropy 0.09 is below 0.1 of the first wave's 1" in collapse(entropies=[1.0, 0.5, 0.09])
+    assert not collapse(entropies=[1.0, 0.09, 0.11])
+    assert "51.0% of the turns" in collapse(format_errors=0.51)
+    assert not collapse(format_errors=0.5)
+
+
+@given(st.lists(st.floats(0, 10), max_size=10), st.lists(st.floats(0, 5), max_size=10))
+def test_what_is_not_measured_or_not_limited_is_no_collapse(kls, entropies):
+    assert not collapse()
+    assert not collapse(
+        kls=kls, entropies=entropies, max_kl=0, min_entropy=0, format_errors=1, max_format_errors=1
+    )
