@@ -92,7 +92,7 @@ def course(kind: str, model: Path, size: Size, lr: float) -> Course:
     if kind == "sft":
         items, cost = make_samples(size), _sample_tokens
     else:
-        items, cost = make_pairs(size, _end_of(model)), _pair_tokens
+        items, cost = make_pairs(size, end_of(model)), _pair_tokens
     common: Job = {
         "kind": kind,
         "model": str(model),
@@ -177,7 +177,8 @@ def _pair_tokens(item: Job) -> int:
     return len(item["chosen"]) + len(item["rejected"])
 
 
-def _end_of(model: Path) -> int:
+def end_of(model: Path) -> int:
+    """Id of the token that ends a text: the other side appends it to whatever lacks it."""
     from transformers import AutoTokenizer
 
     loader: Any = AutoTokenizer

@@ -89,6 +89,7 @@ def common(job: Job, out: str) -> dict[str, Any]:
         "save_strategy": "no",
         "dataloader_pin_memory": False,
         "length_column_name": "length",
+        "remove_unused_columns": job["kind"].startswith("sft"),  # or lengths are lost
         "max_length": job["context"],
     }
     return plain | dict(job.get("options", {}))
@@ -137,8 +138,10 @@ def dpo(job: Job, out: str, meter: Meter) -> Any:
                 "length": max(len(item["chosen"]), len(item["rejected"])),
             }
         )
+    other = job.get("reference")
     return trl.DPOTrainer(
         model=model,
+        ref_model=load(job | {"model": other})[0] if other else None,
         args=trl.DPOConfig(beta=job["beta"], **common(job, out)),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -197,6 +200,7 @@ def grpo(job: Job, out: str) -> dict[str, Any]:
             per_device_train_batch_size=2,
             gradient_accumulation_steps=1,
             max_completion_length=job["longest"],
+            use_bias_correction_kl=False,  # GRPO as published; on by default here
             **{name: job[name] for name in names},
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": "a"}] * 2),

@@ -18,6 +18,7 @@ sampled trajectories (their own mask says so).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -274,7 +275,7 @@ def load_renderer(model_dir: str, *, keep_thoughts: bool = False) -> ChatRendere
     """Make the renderer of a Hugging Face model directory.
 
     Raises:
-        ConfigError: there is no tokenizer in it.
+        ConfigError: there is no tokenizer in it, or one of another model.
         TemplateError: its chat template is missing or breaks the prefix rule.
         MissingDependency: transformers is not installed.
     """
@@ -286,9 +287,24 @@ def load_renderer(model_dir: str, *, keep_thoughts: bool = False) -> ChatRendere
         ) from error
     if not (Path(model_dir) / "tokenizer_config.json").is_file():
         raise ConfigError(f"{model_dir} holds no tokenizer (tokenizer_config.json): is it a model?")
-    return ChatRenderer(
-        AutoTokenizer.from_pretrained(model_dir, local_files_only=True), keep_thoughts=keep_thoughts
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    _require_fitting(tokenizer, Path(model_dir))
+    return ChatRenderer(tokenizer, keep_thoughts=keep_thoughts)
+
+
+def _require_fitting(tokenizer: Any, model_dir: Path) -> None:
+    """Refuse a tokenizer that makes ids which the model beside it does not have."""
+    try:
+        config = json.loads((model_dir / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # a tokenizer alone
+    words = (config.get("text_config") or config).get("vocab_size")
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if words is not None and highest >= words:
+        raise ConfigError(
+            f"{model_dir}: its tokenizer makes ids up to {highest}, but the model has {words} "
+            "words: the tokenizer is another model's; copy the files of the model's own beside it"
+        )
 
 
 def tokenise(renderer: ChatRenderer, trajectory: Trajectory) -> Sample:
