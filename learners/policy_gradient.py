@@ -288,6 +288,7 @@ def run_gradient(
         out=out,
         data=hash_rollouts(ready.items),
         record={
+            "algorithm": settings.__struct_config__.tag,
             "evolution": msgspec.to_builtins(settings),
             "reference": hash_model(objective.reference) if objective.reference else "",
             "kl_coefficient": objective.coefficient,
