@@ -114,6 +114,13 @@ SYSTEM_LAST = (  # puts the system text into the newest user message, as some Mi
     "{% endif %}{% endfor %}"
 )
 
+MISTRAL_TEKKEN = (  # system text in tokens of its own, no spaces around instructions
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ '[SYSTEM_PROMPT]' + m.content + '[/SYSTEM_PROMPT]' }}{% elif m.role == 'user' %}"
+    "{{ '[INST]' + m.content + '[/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+TEKKEN_SPECIALS = ("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]")
 CHATML_SPECIALS = ("<|im_start|>", "<|im_end|>")
 LLAMA3_SPECIALS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
@@ -121,6 +128,10 @@ LLAMA3_SPECIALS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|
 def make(family: str):
     if family in ("mistral", "llama2"):
         return sentence_tokenizer({"mistral": MISTRAL, "llama2": LLAMA2}[family])
+    if family == "mistral tekken":
+        tokenizer = byte_tokenizer(MISTRAL_TEKKEN, *TEKKEN_SPECIALS, eos="</s>")
+        tokenizer.bos_token = "<s>"
+        return tokenizer
     if family == "llama3":
         tokenizer = byte_tokenizer(LLAMA3, *LLAMA3_SPECIALS, eos="<|eot_id|>")
         tokenizer.bos_token = "<|begin_of_text|>"
@@ -133,8 +144,7 @@ def make(family: str):
 
 @pytest.fixture(scope="module")
 def renderers() -> dict[str, ChatRenderer]:
-    families = ("chatml", "qwen", "smollm2", "llama3", "mistral", "llama2")
-    return {family: ChatRenderer(make(family)) for family in families}
+    return {family: ChatRenderer(make(family)) for family in GOLDEN}
 
 
 def messages(*texts: str, system: str = "") -> list[ChatMessage]:
@@ -183,6 +193,7 @@ GOLDEN = {
         "<|start_header_id|>user<|end_header_id|>\n\na door<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
+    "mistral tekken": "<s>[INST]look[/INST]go north</s>[INST]a door[/INST]",
     "mistral": "<s>[INST] look [/INST] go north</s>[INST] a door [/INST]",
     "llama2": "<s>[INST] look [/INST] go north </s><s>[INST] a door [/INST]",
 }
@@ -379,6 +390,30 @@ def test_an_expert_trajectory_carries_loss_on_completions_and_sampled_closers_al
         "<|im_start|>assistant\ngo north<|im_end|>\n<|im_start|>user\na door<|im_end|>\n"
         "<|im_start|>assistant\nopen it<|im_end|>"
     )
+
+
+LOSS = {
+    "chatml": "go north<|im_end|>open it<|im_end|>",
+    "qwen": "go north<|im_end|>open it<|im_end|>",
+    "smollm2": "go north<|im_end|>open it<|im_end|>",
+    "llama3": "go north<|eot_id|>open it<|eot_id|>",
+    "mistral tekken": "go north</s>open it</s>",
+    "mistral": "go north</s> open it</s>",  # the space between header and answer is sampled
+    "llama2": "go north </s> open it </s>",
+}
+
+
+@pytest.mark.parametrize("family", LOSS)
+def test_each_family_carries_loss_on_what_its_agent_would_sample(renderers, family):
+    """Golden: answers and their closers; no header, no observation, no newline after a closer."""
+    renderer = renderers[family]
+    turns = (Turn("look", "go north", "go north", 0.0), Turn("a door", "open it", "open it", 1.0))
+    sample = tokenise(renderer, trajectory(turns=turns, final_observation="done"))
+    with_loss = [i for i, m in zip(sample.token_ids, sample.loss_mask, strict=True) if m]
+    assert text_of(renderer, with_loss) == LOSS[family]
+    before = text_of(renderer, sample.token_ids[: sample.loss_mask.index(1)])
+    wanted = GOLDEN[family].partition("go north")[0]
+    assert before.replace(" ", "") == wanted.replace(" ", "")  # decoding may show marks of starts
 
 
 def test_a_sampled_trajectory_keeps_its_own_tokens(renderers):
