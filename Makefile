@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := engine envs learners actors cli benchmarks
 DEMO ?= evolve examples/demo.toml --out runs/demo
 # `make bench BENCHMARKS=learning` repeats the demo over several seeds: that takes an hour.
-BENCHMARKS ?= import_time sessions throughput http_transport inference simulation
+BENCHMARKS ?= import_time sessions throughput http_transport inference simulation overlap
 
 # One thread for each library pool: on few cores, spinning OpenMP threads cost
 # more than they bring (8 times slower was measured on two busy cores).

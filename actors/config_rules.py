@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def contradiction(config: CampaignConfig) -> str:
     """Say what is wrong with these settings, naming the key; nothing if all is well."""
-    rules = (_ranges, _models, _experts, _splits, _exploration, _staleness)
+    rules = (_ranges, _models, _training, _experts, _splits, _exploration, _staleness)
     return next((found for rule in rules for found in rule(config)), "")
 
 
@@ -84,6 +84,18 @@ def _ranges(config: CampaignConfig) -> Iterator[str]:
 def _models(config: CampaignConfig) -> Iterator[str]:
     if bool(config.model.path) == (config.model.tiny is not None):
         yield "model needs either path or a [model.tiny] section, not both"
+
+
+def _training(config: CampaignConfig) -> Iterator[str]:
+    for key, training in (
+        ("cloning", config.cloning),
+        ("learner.training", config.learner.training),
+    ):
+        if training.evaluate_every:
+            yield (
+                f"{key}.evaluate_every must be 0: a campaign evaluates policies (evaluate.every), "
+                "and nobody plays dev tasks in the middle of a training"
+            )
 
 
 def _experts(config: CampaignConfig) -> Iterator[str]:

@@ -157,6 +157,7 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
         (MINIMAL + "[stop]\nmin_entropy = 1.5\n", "stop.min_entropy is a share in [0, 1]"),
         (MINIMAL + "[stop]\nmax_format_errors = -1.0\n", "stop.max_format_errors is a share"),
         (MINIMAL + '[learner]\nalgorithm = "grop"\n', "grop"),
+        (MINIMAL + "[cloning]\nevaluate_every = 5\n", "cloning.evaluate_every must be 0"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> None:
