@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch", reason="policy gradients train a torch mode
 pytestmark = pytest.mark.learn
 
 from rollwave.engine.codec import pack_floats, unpack_floats  # noqa: E402
-from rollwave.engine.errors import EmptyWave, EvaluationLeak  # noqa: E402
+from rollwave.engine.errors import EmptyWave, EvaluationLeak, LearnerError  # noqa: E402
 from rollwave.engine.trajectory import Outcome  # noqa: E402
 from rollwave.learners.algorithms import evolve  # noqa: E402
 from rollwave.learners.base import Evidence  # noqa: E402
@@ -202,6 +203,18 @@ def test_nothing_trains_in_silence(tiny, wave, sample, tmp_path):
     with pytest.raises(EvaluationLeak, match="grid_1"):
         learn(tiny, wave, tmp_path / "m", evaluation=frozenset({("grid-v1", "grid_1")}))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_start_with_broken_weights_is_a_clear_error(tiny, wave, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] *= torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LearnerError, match="not finite"):
+        learn(str(broken), wave, tmp_path / "m")
 
 
 def test_equal_rewards_that_are_kept_move_nothing(tiny, sample, tmp_path):
