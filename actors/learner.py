@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -179,7 +179,7 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
     if order.algorithm == "clone":
         from ..learners.behaviour_cloning import BehaviourCloning
 
-        settings = msgspec.json.decode(order.settings, type=TrainingSettings)
+        settings = _settings(order, TrainingSettings)
         return BehaviourCloning(settings, _start(order, "last")).update(
             [t for part in experts for t in part], out=order.out, progress=progress
         )
@@ -193,7 +193,7 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
             number=order.wave,
             evaluation=frozenset((task.env, task.id) for task in order.evaluation),
         )
-        learner = msgspec.json.decode(order.settings, type=AnyLearner)
+        learner: AnyLearner = _settings(order, AnyLearner)
         return evolve(learner, evidence, out=order.out, progress=progress)
     raise ConfigError(f"no order is called {order.algorithm!r}; there are clone, evolve")
 
@@ -204,6 +204,18 @@ def _words(step: int, steps: int, metrics: Mapping[str, float]) -> str:
         return f"resumed at step {step} of {steps}"
     words = f"step {step} of {steps}, loss {metrics.get('loss', float('nan')):.3f}"
     return f"{words}, resumed at {resumed}" if resumed else words
+
+
+def _settings(order: UpdatePolicy, kind: Any) -> Any:
+    """Read the settings of an order.
+
+    Raises:
+        ConfigError: they are none of that kind; the text names the key.
+    """
+    try:
+        return msgspec.json.decode(order.settings, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"settings of {order.algorithm!r}: {error}") from error
 
 
 def _start(order: UpdatePolicy, role: str) -> str:
