@@ -10,8 +10,8 @@ a virtual environment of its own, `.bench/trl`.
 
 The modes of TRL: as it is by default; with samples grouped by length; packing (its own
 best-fit packing, and the wrapped one, which cuts samples and lets them see each other); the
-reference of DPO computed beforehand. Gradient checkpointing, TRL's default, is off: with it,
-TRL takes a third longer. Items stand in one order on both sides, so the default's batches are
+reference of DPO computed beforehand. Gradient checkpointing, TRL's default, is off: it computes
+every layer twice. Items stand in one order on both sides, so the default's batches are
 ours, and so must be its losses.
 
 Memory is the high-water mark of the process in one optimiser step of DPO with as many pairs

@@ -12,7 +12,7 @@ A job names the model directory, the items as token ids with masks, and one of:
 * `sft_numbers`, `dpo_numbers`, `grpo_numbers`: loss and gradient of one batch; gradients go
   into a safetensors file.
 
-Gradient checkpointing is off, in favour of TRL, whose default is on: it costs it a third.
+Gradient checkpointing is off, in favour of TRL, whose default is on.
 
 Not here: repeats, spread and comparison (`training`).
 """

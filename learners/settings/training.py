@@ -52,7 +52,7 @@ class TrainingSettings(Settings, frozen=True):
     gives the same so ("auto"), or an error where it does not ("always"), or "never"."""
     gradient_checkpointing: bool = False
     """Compute each layer a second time on the way back instead of keeping what it made: less
-    memory, about a third more time, the same result."""
+    memory, more time, the same result."""
     schedule: Schedule = "constant"
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from 0."""
