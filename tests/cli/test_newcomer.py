@@ -117,7 +117,13 @@ class Desk:
 
     def serve(self, words: list[str]) -> None:
         self.server = subprocess.Popen(
-            words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True
+            words,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Tests that were started in the background ignore Ctrl-C, and so would the server.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self.server.stdout is not None
         for told in self.server.stdout:  # until it says where; the test's time limit bounds it

@@ -22,7 +22,12 @@ def served(*options: str, end: signal.Signals = signal.SIGTERM, code: int = 0) -
     """Serve, give what was printed, end with that signal and look at the exit code."""
     command = [sys.executable, "-m", "rollwave", "serve", "--port", "0", "--json", *options]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that were started in the background ignore Ctrl-C, and so would the server.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
