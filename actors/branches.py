@@ -7,7 +7,8 @@ Invariants: a branch is the attempt of that number at the expert's task, in the 
 environment seed; what the expert wrote is in its tokens as the model would have seen it,
 and carries no loss.
 
-Not here: playing them (`episode`), and the pairs that are made of them (`learners.pairs`).
+Not here: playing them (`episode`), and the pairs that are made of them
+(`learners.preferences.pairs`).
 """
 
 from __future__ import annotations

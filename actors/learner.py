@@ -165,7 +165,7 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
         LearnerError: see `learners`.
         Abandoned: the fence was closed meanwhile.
     """
-    from ..learners.policy import configure_threads
+    from ..learners.model.policy import configure_threads
 
     configure_threads(threads)
     stage = stage_of(order)
@@ -177,7 +177,7 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
     fence.tell(stage)
     experts = _read(order.experts)
     if order.algorithm == "clone":
-        from ..learners.behaviour_cloning import BehaviourCloning
+        from ..learners.cloning.behaviour_cloning import BehaviourCloning
 
         settings = _settings(order, TrainingSettings)
         return BehaviourCloning(settings, _start(order, "last")).update(

@@ -36,7 +36,7 @@ _NOTHING: Final[tuple[array[int], array[float]]] = (array("I"), array("f"))
 
 
 class Renderer(Protocol):
-    """What a model policy needs of a chat template (`learners.chat.ChatRenderer`)."""
+    """What a model policy needs of a chat template (`learners.model.chat.ChatRenderer`)."""
 
     def opening(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Token ids of the messages and the header of the agent's turn."""

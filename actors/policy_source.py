@@ -84,7 +84,7 @@ def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
 
     renderer = None
     if tokenizer:
-        from ..learners.chat import load_renderer
+        from ..learners.model.chat import load_renderer
 
         renderer = load_renderer(tokenizer)
 
@@ -126,7 +126,7 @@ def _model(
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{config} gives no max_position_embeddings: {error}") from None
     context = min(context or own, own)
-    from ..learners.chat import load_renderer
+    from ..learners.model.chat import load_renderer
 
     renderer = load_renderer(path)
     make: Callable[[int, str], Backend]

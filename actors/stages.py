@@ -144,8 +144,8 @@ def is_finished(model: str | Path) -> bool:
 
 
 def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
-    from ..learners.directories import atomic_directory
-    from ..learners.tiny import make_tiny_model
+    from ..learners.model.tiny import make_tiny_model
+    from ..learners.training.directories import atomic_directory
 
     tiny = config.model.tiny
     if tiny is None or not spec.vocabulary:

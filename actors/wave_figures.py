@@ -16,7 +16,7 @@ from typing import Final
 
 from ..engine.codec import unpack_floats
 from ..engine.trajectory import Outcome, Trajectory, group
-from ..learners.filters import TaskKey, distinct, task_key
+from ..learners.evidence.filters import TaskKey, distinct, task_key
 
 _TIE: Final = 1e-6
 """Rewards this close are equal: sums of floats."""

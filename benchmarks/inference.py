@@ -242,7 +242,7 @@ def main() -> None:
 
 
 def _tiny(path: Path) -> str:
-    from ..learners.tiny import make_tiny_model
+    from ..learners.model.tiny import make_tiny_model
 
     return str(make_tiny_model(path, vocabulary=WORDS, context=CONTEXT))
 

@@ -1,4 +1,4 @@
-"""What does exploring ahead of the learner gain in wall-clock, and cost in staleness?
+"""What exploring ahead of the learner gains in wall-clock, and costs in staleness.
 
     python -m rollwave.benchmarks.overlap --seeds 3
 
@@ -150,7 +150,7 @@ def remote() -> Cast:
     """The real learner, and a sampler that is elsewhere."""
 
     def source(_config: CampaignConfig, model: str) -> PolicySource:
-        from ..learners.chat import load_renderer
+        from ..learners.model.chat import load_renderer
 
         return drawn(model, _LATENCY, load_renderer(model))
 

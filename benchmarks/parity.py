@@ -31,7 +31,7 @@ from .training_side import pairs_of, samples_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..learners.policy import Policy
+    from ..learners.model.policy import Policy
 
 KINDS: Final = ("sft", "dpo", "grpo", "dapo", "dr_grpo")
 REDUCTIONS: Final = {
@@ -51,7 +51,7 @@ Numbers = dict[str, Any]
 
 def make_jobs(folder: Path) -> dict[str, Job]:
     """The batches by kind; the two models are written into the folder."""
-    from ..learners.tiny import make_tiny_model
+    from ..learners.model.tiny import make_tiny_model
 
     models = [
         str(
@@ -92,10 +92,10 @@ def make_jobs(folder: Path) -> dict[str, Job]:
 
 def ours(job: Job) -> Numbers:
     """Loss and gradients of our objectives, over the whole batch at once."""
-    from ..learners.objective import Likelihood
-    from ..learners.policy import Policy
-    from ..learners.preference import Preference
+    from ..learners.model.policy import Policy
+    from ..learners.preferences.objective import Preference
     from ..learners.settings import DpoSettings
+    from ..learners.training.objective import Likelihood
 
     policy = Policy.load(job["model"], device="cpu")
     objective: Any
@@ -217,8 +217,8 @@ def _group_gradient(job: Job) -> tuple[Any, list[Any]]:
     import torch
 
     from ..learners.base import Sample
-    from ..learners.grpo import GroupGradient
-    from ..learners.rollouts import Rollout, Rollouts, Target
+    from ..learners.gradients.grpo import GroupGradient
+    from ..learners.gradients.rollouts import Rollout, Rollouts, Target
     from ..learners.settings import GrpoSettings
     from ..learners.settings.policy_gradient import KlSettings, SurrogateSettings
 

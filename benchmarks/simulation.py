@@ -159,7 +159,7 @@ def _model(backend: BackendName, folder: Path) -> Callable[[int], Any]:
     def opened(_seed: int) -> Iterator[tuple[PolicySource, EnvSpec]]:
         path = folder / "tiny"
         if not path.exists():
-            from ..learners.tiny import make_tiny_model
+            from ..learners.model.tiny import make_tiny_model
 
             make_tiny_model(path, vocabulary=spec.vocabulary, context=512)
         yield policy_source(str(path), backend=backend, batch=32, kv_cache_gib=0.5), spec

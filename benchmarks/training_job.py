@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..learners.collate import steps
+from ..learners.training.collate import steps
 
 Item = TypeVar("Item")
 Job = dict[str, Any]
@@ -43,7 +43,7 @@ class Size:
 
 def make_model(out: Path, size: Size) -> Path:
     """A Llama of some million parameters, one word a token."""
-    from ..learners.tiny import make_tiny_model
+    from ..learners.model.tiny import make_tiny_model
 
     return make_tiny_model(
         out,

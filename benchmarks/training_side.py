@@ -23,9 +23,9 @@ from ..learners.base import Sample
 from ..learners.settings import DpoSettings, TrainingSettings
 
 if TYPE_CHECKING:
-    from ..learners.objective import Objective
-    from ..learners.pair_samples import PairSample
-    from ..learners.policy import Policy
+    from ..learners.model.policy import Policy
+    from ..learners.preferences.samples import PairSample
+    from ..learners.training.objective import Objective
 
 Job = dict[str, Any]
 
@@ -56,7 +56,7 @@ def samples_of(job: Job) -> list[Sample]:
 
 def pairs_of(job: Job) -> list[PairSample]:
     """The items of a `dpo` job."""
-    from ..learners.pair_samples import PairSample
+    from ..learners.preferences.samples import PairSample
 
     def side(n: int, item: Job, which: str) -> Sample:
         ids, prompt = item[which], item["prompt"]
@@ -70,8 +70,8 @@ def pairs_of(job: Job) -> list[PairSample]:
 
 def objective_of(job: Job) -> tuple[Objective[Any], list[Any]]:
     """What is minimised, and over what."""
-    from ..learners.objective import Likelihood
-    from ..learners.preference import Preference
+    from ..learners.preferences.objective import Preference
+    from ..learners.training.objective import Likelihood
 
     if job["kind"] == "sft":
         return Likelihood(), list(samples_of(job))
@@ -81,7 +81,7 @@ def objective_of(job: Job) -> tuple[Objective[Any], list[Any]]:
 
 def train(job: Job, work: Path) -> dict[str, Any]:
     """One run."""
-    from ..learners.training import Training
+    from ..learners.training.loop import Training
 
     objective, items = objective_of(job)
     spent: list[float] = []
@@ -120,7 +120,7 @@ def train(job: Job, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Do the job that the file describes."""
-    from ..learners.policy import configure_threads
+    from ..learners.model.policy import configure_threads
 
     configure_threads(1)
     job: Job = json.loads(Path(sys.argv[1]).read_text("utf-8"))

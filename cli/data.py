@@ -1,7 +1,7 @@
 """`rollwave data`: convert trajectories between formats, count them, show them, pair them.
 
 Not here: the formats and the counting (`learners.exchange`), the rules of pairs
-(`learners.pairs`), and reading a run while it is written (`inspect`).
+(`learners.preferences.pairs`), and reading a run while it is written (`inspect`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`rollwave data pairs`: preference pairs of a run or of files, for other trainers.
 
-Not here: the rules (`learners.pairs`) and the rows (`learners.exchange.preferences`).
+Not here: the rules (`learners.preferences.pairs`) and the rows (`learners.exchange.preferences`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from ..engine.errors import ConfigError
 from ..engine.trajectory import Trajectory
 from ..learners.exchange import Reading, Tally, read
 from ..learners.exchange.preferences import write_preferences
-from ..learners.pairs import Pairs, against_experts, at_turns, best_and_worst, two_samples
+from ..learners.preferences.pairs import (
+    Pairs,
+    against_experts,
+    at_turns,
+    best_and_worst,
+    two_samples,
+)
 from . import options
 from .data_actions import with_actions
 from .output import Output

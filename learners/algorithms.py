@@ -32,26 +32,26 @@ def evolve(
     """
     match settings:
         case EvolSettings():
-            from . import agent_evol
+            from .cloning import agent_evol
 
             return agent_evol.evolve(settings, evidence, out=out, progress=progress)
         case RejectionSettings():
-            from . import rejection
+            from .cloning import rejection
 
             return rejection.evolve(settings, evidence, out=out, progress=progress)
         case DpoSettings():
-            from . import dpo
+            from .preferences import dpo
 
             return dpo.evolve(settings, evidence, out=out, progress=progress)
         case EtoSettings():
-            from . import eto
+            from .preferences import eto
 
             return eto.evolve(settings, evidence, out=out, progress=progress)
         case GrpoSettings():
-            from . import grpo
+            from .gradients import grpo
 
             return grpo.evolve(settings, evidence, out=out, progress=progress)
         case PpoSettings():
-            from . import ppo
+            from .gradients import ppo
 
             return ppo.evolve(settings, evidence, out=out, progress=progress)

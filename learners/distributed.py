@@ -95,7 +95,7 @@ def carry_out(order: Order) -> Report:
         evaluation=frozenset(order.evaluation),
     )
     if order.clone is not None:
-        from .behaviour_cloning import clone
+        from .cloning.behaviour_cloning import clone
 
         return clone(
             experts,
@@ -117,8 +117,8 @@ def main() -> None:
     import torch
     from torch import distributed
 
-    from .policy import configure_threads
-    from .processes import Processes
+    from .model.policy import configure_threads
+    from .training.processes import Processes
 
     if len(sys.argv) != 2:
         raise SystemExit("usage: torchrun … -m rollwave.learners.distributed ORDER.json")

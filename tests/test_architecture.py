@@ -79,7 +79,7 @@ ALLOWED_AT_TOP = {
 }
 """Files that are themselves loaded lazily, and what they may import at their top."""
 
-LEARNERS_WITHOUT_TORCH = {"learners/__init__.py", "learners/base.py", "learners/chat.py"}
+LEARNERS_WITHOUT_TORCH = {"learners/__init__.py", "learners/base.py", "learners/model/chat.py"}
 
 TORCH = {"torch", "transformers", "peft", "safetensors", "accelerate", "numpy", "tokenizers"}
 

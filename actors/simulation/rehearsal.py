@@ -24,8 +24,8 @@ import trio
 from ...engine.actor import Actor
 from ...engine.blocking import run_blocking
 from ...engine.store import read_wave
-from ...learners.directories import atomic_directory
 from ...learners.settings import AnyLearner, GradientSettings
+from ...learners.training.directories import atomic_directory
 from ..backends.base import Backend
 from ..backends.latency import Latency
 from ..backends.scripted import ScriptedBackend

@@ -13,7 +13,7 @@ Invariant: what goes in is read, left out under one reason, or refused by one er
 the file, the item and the field; what comes out is compared with what went in, and each
 trajectory that lost something is counted under the name of what it lost.
 
-Not here: which trajectories are worth learning from (`learners.filters`).
+Not here: which trajectories are worth learning from (`learners.evidence.filters`).
 """
 
 from __future__ import annotations

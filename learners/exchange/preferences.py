@@ -11,7 +11,7 @@ what the environment said in it, too.
 Invariant: a pair is written as it is, or left out under one reason (`other_prompt`,
 `more_than_one_turn`, `unknown_role`, `no_turn_taking`); reading gives back what was written.
 
-Not here: which trajectories make pairs (`learners.pairs`).
+Not here: which trajectories make pairs (`learners.preferences.pairs`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 from ...engine.agenttraj import ROLES, Said
 from ...engine.errors import BadDataFile, ConfigError
 from ...engine.trajectory import ChatMessage, Trajectory
-from ..pairs import Pair, reward_of
+from ..preferences.pairs import Pair, reward_of
 from .agenttraj import said
 from .base import Tally
 from .files import first_columns, read_rows, write_rows
@@ -97,7 +97,7 @@ def write_preferences(path: Path, pairs: Iterable[Pair], form: str, tally: Tally
 
     Args:
         path: ends as `SUFFIXES` says.
-        pairs: from `learners.pairs`.
+        pairs: from `learners.preferences.pairs`.
         form: "trl" or "sharegpt".
         tally: counts what was written and left out.
 

@@ -1,6 +1,6 @@
 """AgentEvol and rejection fine-tuning: which trajectories make the data of a wave.
 
-Not here: how they are trained on (`training`).
+Not here: how they are trained on (`training.loop`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ one pass, clip 0.2/0.28, no KL term, no entropy bonus, groups without a differen
 Invariant: a KL term stands in the reward or in the loss, never in both.
 
 Not here: how many tasks and attempts a wave has (`actors.config`), or the formulas
-(`advantages`, `policy_losses`, `importance`, `kl`).
+(`advantages`, `losses`, `importance`, `kl`).
 """
 
 from __future__ import annotations

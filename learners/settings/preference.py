@@ -1,6 +1,6 @@
 """Learning from pairs: DPO on success and failure, and ETO on experts and failures.
 
-Not here: how pairs are made (`pairs`), and the losses (`preference_losses`).
+Not here: how pairs are made (`pairs`), and the losses (`preferences.losses`).
 """
 
 from __future__ import annotations

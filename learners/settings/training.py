@@ -1,6 +1,6 @@
 """How a model is trained, whatever the loss: rate, steps, batches, precision, checkpoints.
 
-Not here: what is learned from (the settings of each algorithm), or the loop (`training`).
+Not here: what is learned from (the settings of each algorithm), or the loop (`training.loop`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from rollwave.engine.codec import pack_tokens, unpack_floats, unpack_tokens
 from rollwave.engine.errors import BackendError, ConfigError, WeightSwapFailed
 from rollwave.engine.seeds import generator
 from rollwave.engine.trajectory import FinishReason
-from rollwave.learners.tiny import make_tiny_model
+from rollwave.learners.model.tiny import make_tiny_model
 
 pytestmark = [
     pytest.mark.learn,

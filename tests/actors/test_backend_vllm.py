@@ -39,7 +39,7 @@ from rollwave.engine.ref import ActorRef
 from rollwave.engine.seeds import generator
 from rollwave.engine.system import ActorSystem, ChildSpec
 from rollwave.engine.trajectory import FinishReason
-from rollwave.learners.tiny import make_tiny_model
+from rollwave.learners.model.tiny import make_tiny_model
 
 pytestmark = [
     pytest.mark.vllm,

@@ -177,7 +177,7 @@ def test_a_campaign_that_was_killed_goes_on_to_the_same_table(
 
 
 def hashes(out: Path) -> dict[str, str]:
-    from rollwave.learners.checkpoint import hash_model
+    from rollwave.learners.training.checkpoint import hash_model
 
     return {path.name: hash_model(path) for path in sorted((out / "models").iterdir())}
 

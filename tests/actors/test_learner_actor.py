@@ -258,7 +258,7 @@ def words(task: int, outcome: Outcome = Outcome.SUCCESS, wave: int = 0) -> Traje
 def place(tmp_path: Path) -> Path:
     """A tiny model and a sealed wave of four experts."""
     pytest.importorskip("transformers", reason="training needs torch and transformers")
-    from rollwave.learners.tiny import make_tiny_model
+    from rollwave.learners.model.tiny import make_tiny_model
 
     make_tiny_model(
         tmp_path / "base",

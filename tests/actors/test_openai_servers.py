@@ -80,7 +80,7 @@ async def test_over_a_real_socket(stub: str, tokens: bool) -> None:
 async def test_a_real_vllm_server(tmp_path: Path) -> None:
     """Log-probs are those of transformers, at the temperature of the request."""
     import torch
-    from rollwave.learners.tiny import make_tiny_model
+    from rollwave.learners.model.tiny import make_tiny_model
     from transformers import AutoModelForCausalLM
 
     words = ["goal", "pos", "walls", "up", "left", "right", "down", "0", "1", "2", "3", "4", "5"]

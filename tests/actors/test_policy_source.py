@@ -80,7 +80,7 @@ def test_a_model_directory_brings_renderer_and_context(
     tmp_path: Path, asked: int, served: int
 ) -> None:
     pytest.importorskip("transformers", reason="a model directory needs torch and transformers")
-    from rollwave.learners.tiny import make_tiny_model
+    from rollwave.learners.model.tiny import make_tiny_model
 
     path = make_tiny_model(
         tmp_path / "m", vocabulary=["up", "down"], width=16, layers=1, heads=1, context=48

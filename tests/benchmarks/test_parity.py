@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory) -> dict:
-    from rollwave.learners.policy import configure_threads
+    from rollwave.learners.model.policy import configure_threads
 
     configure_threads(1)
     return make_jobs(tmp_path_factory.mktemp("parity"))

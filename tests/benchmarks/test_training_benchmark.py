@@ -19,7 +19,7 @@ SMALL = Size(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    from rollwave.learners.policy import configure_threads
+    from rollwave.learners.model.policy import configure_threads
 
     configure_threads(1)
     return make_model(tmp_path_factory.mktemp("model") / "m", SMALL)

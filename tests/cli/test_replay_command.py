@@ -10,7 +10,7 @@ from rollwave.cli.main import main
 
 KEYS = [
     *("source", "trajectories", "trajectories_equal", "observations", "observations_equal"),
-    *("rewards", "rewards_equal", "skipped", "kinds", "differences"),
+    *("observations_reworded", "rewards", "rewards_equal", "skipped", "kinds", "differences"),
 ]
 FIRST = "Crafting commands:\ncraft 1 stick using 2 bamboo\n\nGoal: craft stick."
 

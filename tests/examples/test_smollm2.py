@@ -51,7 +51,7 @@ def test_the_real_model_keeps_to_its_template_and_answers(example, tmp_path) -> 
     import torch
     from rollwave.engine.trajectory import ChatMessage
     from rollwave.envs.registry import resolve
-    from rollwave.learners.chat import load_renderer
+    from rollwave.learners.model.chat import load_renderer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "smollm2"

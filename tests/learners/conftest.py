@@ -73,8 +73,8 @@ def make() -> SimpleNamespace:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model of width 32: 2 layers, closed vocabulary."""
     pytest.importorskip("torch", reason="learners need torch")
-    from rollwave.learners.policy import configure_threads
-    from rollwave.learners.tiny import make_tiny_model
+    from rollwave.learners.model.policy import configure_threads
+    from rollwave.learners.model.tiny import make_tiny_model
 
     configure_threads(1)  # two spinning threads on two busy cores are many times slower
     out: Path = tmp_path_factory.mktemp("models") / "tiny"
@@ -103,7 +103,7 @@ def _sampled(
     seed: int = 0,
 ) -> list[Trajectory]:
     import torch
-    from rollwave.learners.chat import load_renderer
+    from rollwave.learners.model.chat import load_renderer
     from transformers import AutoModelForCausalLM
 
     policy = AutoModelForCausalLM.from_pretrained(model)

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.learn
 
 from rollwave.engine.errors import ConfigError  # noqa: E402
 from rollwave.engine.store import Store  # noqa: E402
-from rollwave.learners.behaviour_cloning import BehaviourCloning  # noqa: E402
-from rollwave.learners.checkpoint import read_state  # noqa: E402
+from rollwave.learners.cloning.behaviour_cloning import BehaviourCloning  # noqa: E402
 from rollwave.learners.distributed import Order, carry_out, read_order  # noqa: E402
-from rollwave.learners.processes import Processes  # noqa: E402
 from rollwave.learners.settings import TrainingSettings  # noqa: E402
+from rollwave.learners.training.checkpoint import read_state  # noqa: E402
+from rollwave.learners.training.processes import Processes  # noqa: E402
 
 SETTINGS = TrainingSettings(
     max_steps=4, batch=4, device="cpu", lr=3e-3, checkpoint_every=2, schedule="cosine"

@@ -20,7 +20,7 @@ from rollwave.learners.exchange.preferences import (
     read_preferences,
     write_preferences,
 )
-from rollwave.learners.pairs import Pair
+from rollwave.learners.preferences.pairs import Pair
 
 PROMPTS = (
     (),

@@ -1,0 +1,1 @@
+"""Likelihood: behaviour cloning, rejection fine-tuning, AgentEvol."""

@@ -1,0 +1,1 @@
+"""What may be learned from, and as which tokens."""

@@ -1,0 +1,1 @@
+"""Policy gradients: GRPO and its kin without a critic, PPO with one."""

@@ -1,0 +1,189 @@
+"""From a wave to what policy gradients learn from: tokens, rewards, groups, targets.
+
+Invariants: every rollout was sampled by a policy that is not too old, at a temperature, with
+its log-probs, and was scored; what is not is counted under one reason. A fault is never a
+reward: it enters no group.
+
+Reasons for dropping: those of `filters.usable`, and `no_logprobs` (texts, experts), `greedy`
+(sampled at temperature 0: its log-probs are not those of what was sampled from) and `stale`.
+
+Not here: advantages (`advantages`), or which groups count (`grpo`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ...engine.errors import EmptyWave, EvaluationLeak
+from ...engine.trajectory import Trajectory
+from ..base import Evidence, Sample
+from ..evidence.filters import TaskKey, task_key
+from ..evidence.samples import hash_samples, samples_of
+from ..settings import GradientSettings
+from .importance import action_mask
+from .placement import overlong, place
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the loss of a rollout compares with: [n] float32 each, on the CPU."""
+
+    mask: Tensor
+    """bool: where it carries loss, ratio masks applied."""
+    old: Tensor
+    """log π_old."""
+    advantages: Tensor
+    weights: Tensor
+    """Importance weights, 1 where there is no correction."""
+    reference: Tensor
+    """log π_ref; π_old's where there is no reference."""
+    values: Tensor
+    """The critic's before the step; 0 without one."""
+    returns: Tensor
+    decisions: Tensor
+    """bool: where the critic learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One scored trajectory of a known policy."""
+
+    sample: Sample
+    reward: float
+    """The trajectory's, before penalties."""
+    rewards: Tensor
+    """[n] float32: where it went, penalties included."""
+    turns: Tensor
+    """[n] int64: the turn that wrote a token, −1 at observations."""
+    group: TaskKey
+    observations: tuple[str, ...]
+    """What each turn saw."""
+    temperature: float
+    overlong: bool
+    target: Target | None = field(default=None, compare=False)
+
+    @property
+    def actions(self) -> Tensor:
+        """[n] bool: the tokens that the agent wrote."""
+        return action_mask(self.sample)
+
+    @property
+    def settled(self) -> Target:
+        """The target, once it was made."""
+        assert self.target is not None
+        return self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """What is learned from, and what there is to say about the wave."""
+
+    items: list[Rollout]
+    dropped: dict[str, int]
+    figures: dict[str, float]
+
+    def require(self) -> Rollouts:
+        """Return itself, or raise `EmptyWave` with the counts if there are none."""
+        if self.items:
+            return self
+        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()))
+        raise EmptyWave(
+            f"no trajectory to follow a gradient of: {counts or 'the wave is empty'}; explore "
+            "more tasks, or more attempts at each"
+        )
+
+
+def rollouts_of(settings: GradientSettings, evidence: Evidence) -> Rollouts:
+    """Take the last wave of the evidence, tokenised for its policy.
+
+    Raises:
+        EvaluationLeak: an evaluation task is among them.
+        ConfigError: there is no policy to start from.
+    """
+    wave = [t for part in evidence.waves for t in part]
+    leaked = evidence.evaluation.intersection(map(task_key, wave))
+    if leaked:
+        env, task = min(leaked)
+        raise EvaluationLeak(
+            f"{len(leaked)} evaluation tasks are in the wave, such as {task} of {env}: explore "
+            "tasks of the training split only"
+        )
+    ready = samples_of(wave, start=evidence.start("last"), settings=settings.training)
+    dropped: Counter[str] = Counter(ready.dropped)
+    version = evidence.number - 1  # wave m trains the policy that wave m-1 made
+    kept: list[tuple[Trajectory, Sample, int]] = []
+    for trajectory, sample in zip(ready.trajectories, ready.samples, strict=True):
+        staleness = max(0, version - trajectory.versions[0])
+        if not len(sample.logprobs):
+            dropped["no_logprobs"] += 1
+        elif not trajectory.temperature > 0:
+            dropped["greedy"] += 1
+        elif staleness > settings.max_staleness:
+            dropped["stale"] += 1
+        else:
+            kept.append((trajectory, sample, staleness))
+    items = [_rollout(trajectory, sample, settings) for trajectory, sample, _ in kept]
+    figures = _figures([t for t, _, _ in kept], [lag for _, _, lag in kept])
+    return Rollouts(items, dict(dropped), figures)
+
+
+def hash_rollouts(items: Sequence[Rollout]) -> str:
+    """Hash what training sees of rollouts: their samples, and what they earned where."""
+    digest = blake2b(hash_samples([item.sample for item in items]).encode(), digest_size=16)
+    for item in items:
+        fields = (
+            item.rewards.tolist(),
+            item.turns.tolist(),
+            item.group,
+            item.observations,
+            item.temperature,
+            item.overlong,
+        )
+        digest.update(msgspec.msgpack.encode(fields))
+    return digest.hexdigest()
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of different lengths as one tensor, with zeros (False) at the right: [B, T]."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _rollout(trajectory: Trajectory, sample: Sample, settings: GradientSettings) -> Rollout:
+    mask = action_mask(sample)
+    turns = torch.full((len(mask),), -1, dtype=torch.int64)
+    for number, turn in enumerate(trajectory.turns):
+        turns[turn.start : turn.end] = number
+    turns[~mask] = -1
+    return Rollout(
+        sample,
+        trajectory.reward or 0.0,
+        torch.tensor(place(trajectory, mask.tolist(), settings.reward)),
+        turns,
+        task_key(trajectory),
+        tuple(turn.observation for turn in trajectory.turns),
+        trajectory.temperature,
+        overlong(trajectory),
+    )
+
+
+def _figures(trajectories: Sequence[Trajectory], staleness: Sequence[int]) -> dict[str, float]:
+    """Describe a wave before its groups are looked at."""
+    if not trajectories:
+        return {}
+    rewards = [t.reward or 0.0 for t in trajectories]
+    return {
+        "reward_mean": statistics.fmean(rewards),
+        "reward_std": statistics.pstdev(rewards),
+        "success_rate": statistics.fmean(float(t.success) for t in trajectories),
+        "turns": statistics.fmean(len(t.turns) for t in trajectories),
+        "staleness_mean": statistics.fmean(staleness),
+        "trajectories": float(len(trajectories)),
+    }

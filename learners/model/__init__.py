@@ -1,0 +1,1 @@
+"""The model behind a learner: weights, adapters, templates, log-probabilities."""

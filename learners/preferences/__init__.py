@@ -1,0 +1,1 @@
+"""Pairs: DPO on success and failure, ETO beside experts."""
