@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rollwave.benchmarks import disturbance, recovery
 from rollwave.benchmarks.disturbance import KINDS, RESTART_SECONDS, Workload
@@ -42,6 +42,7 @@ def test_undisturbed_both_loops_earn_the_same_in_every_episode() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(rate=st.sampled_from([0.02, 0.1, 0.3]), seed=st.integers(0, 1000))
+@example(rate=0.3, seed=0)  # with an episode of which every turn is struck
 def test_what_no_fault_strikes_ends_as_undisturbed_in_both_loops(rate: float, seed: int) -> None:
     _, _, calm = rollwave(0.0, seed=seed)
     played, _, scored = rollwave(rate, deaths=1, seed=seed)
@@ -56,7 +57,7 @@ def test_what_no_fault_strikes_ends_as_undisturbed_in_both_loops(rate: float, se
     workload = Workload(seed, EPISODES, rate, 1)
     for id_ in scored.keys() - {id_ for id_, score in scores.items() if not score.faulted}:
         struck = {workload.fault(id_.split("/")[1], turn) for turn in range(len(actions[id_]))}
-        assert struck == {"crash", ""}
+        assert struck - {""} == {"crash"}
     assert played.scored == len(scored)
 
 
