@@ -153,6 +153,7 @@ class Engine:
 
         Raises:
             ConfigError: worker processes cannot make it, or have too few seats.
+            MissingDependency: the machine lacks what it needs.
         """
         if spec.id not in self._hosts:
             self._hosts[spec.id] = self._new_host(spec)
@@ -162,6 +163,8 @@ class Engine:
     def _new_host(self, spec: EnvSpec) -> Host:
         if spec.host is not None:
             return spec.host()
+        if spec.needs is not None:
+            spec.needs()
         cost = "worker" if self.settings.workers else spec.cost
         if cost == "inline" or (cost == "worker" and simulated()):  # processes take real time
             return InlineHost(spec.make)

@@ -173,6 +173,9 @@ class EnvSpec:
     cost: Cost = "inline"
     host: Callable[[], Host] | None = field(default=None, compare=False, repr=False)
     """Gives what opens its sessions, in place of what `cost` says: for worlds on a server."""
+    needs: Callable[[], object] | None = field(default=None, compare=False, repr=False)
+    """Raises `MissingDependency` where the machine lacks what sessions need. Called before the
+    first one is opened, since in an episode it would only be a fault."""
     workers: WorkerLimits = field(default_factory=WorkerLimits)
     """What its worker processes may use, where it runs in some."""
     deterministic: bool = True

@@ -87,9 +87,12 @@ class Served:
 
         Raises:
             ConfigError: it is on a server already.
+            MissingDependency: the machine lacks what it needs.
         """
         if host is None and spec.host is not None:
             raise ConfigError(f"{spec.id} is served already: point its clients there")
+        if spec.needs is not None:
+            spec.needs()
         dialect = dialect_for(spec.id)
         inline = spec.cost == "inline" and host is None
         if host is None:

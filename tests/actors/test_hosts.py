@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import trio
 from rollwave.actors.embedding import open_engine
+from rollwave.engine.errors import MissingDependency
 from rollwave.envs.agentgym.client import AgentGymHost
 from rollwave.envs.agentgym.listener import Listener, open_listeners
 from rollwave.envs.agentgym.server import WireServer
+from rollwave.envs.agentgym.sessions import Served
 from rollwave.envs.base import StepResult
 from rollwave.envs.hosting import Host, InlineHost, closing
 from rollwave.envs.registry import resolve
@@ -116,3 +118,24 @@ async def test_a_host_is_closed_by_who_made_it_and_by_nobody_else() -> None:
     with pytest.raises(OSError, match="would not close"):
         await play()
     assert (len(given), len(made)) == (0, 4)
+
+
+def test_what_the_machine_lacks_is_said_before_the_first_episode() -> None:
+    """In an episode it would only be a fault, and a run of nothing but faults."""
+
+    def lacking() -> None:
+        raise MissingDependency("install a java")
+
+    spec = replace(resolve("maze-v1"), needs=lacking)
+
+    async def played() -> None:
+        async with open_engine("expert") as engine:
+            engine.use(spec)
+            async with engine.rollout(spec.tasks("train", limit=1)) as rollout:
+                async for _ in rollout:
+                    pytest.fail("an episode was played")
+
+    with pytest.raises(MissingDependency, match="install a java"):
+        trio.run(played)
+    with pytest.raises(MissingDependency, match="install a java"):
+        Served.of(spec, trio.CapacityLimiter(1))
