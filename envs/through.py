@@ -38,6 +38,11 @@ Arguments = TypeVarTuple("Arguments")
 CALL_SECONDS: Final = 120.0
 """Deadline of one call."""
 
+_STARTING_SECONDS: Final = 5.0
+"""In which a thread that was begun runs."""
+_LETTING_GO_SECONDS: Final = 5.0
+"""In which a call that was interrupted ends, most likely."""
+
 
 class Loop:
     """A trio loop as other threads see it."""
@@ -59,15 +64,27 @@ class Loop:
             EnvironmentFault: the loop has ended.
         """
 
+        scope = trio.CancelScope()
+        over = threading.Event()
+
         async def bounded() -> T:
-            with trio.move_on_after(self._seconds):
-                return await function(*arguments)
+            try:
+                with scope, trio.move_on_after(self._seconds):
+                    return await function(*arguments)
+            finally:
+                over.set()
             raise DeadlineExceeded(f"a call was not answered within {self._seconds:g} s")
 
         try:
             return trio.from_thread.run(bounded, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled) as error:
             raise EnvironmentFault("the loop in which this session runs has ended") from error
+        except BaseException:
+            # Of the call itself, or Ctrl-C while it was waited for: then it must not go on
+            # beside the next one.
+            self.tell(scope.cancel)
+            over.wait(_LETTING_GO_SECONDS)
+            raise
 
     def tell(self, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
         """Have it called on the loop, without waiting; for naught if the loop has ended."""
@@ -83,25 +100,42 @@ def beside(opener: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[tup
         Exception: whatever opening or closing it raised.
     """
     said: SimpleQueue[outcome.Outcome[tuple[Loop, T, trio.Event]]] = SimpleQueue()
+    opening = trio.CancelScope()
+    tokens: SimpleQueue[trio.lowlevel.TrioToken | None] = SimpleQueue()
 
     async def main() -> None:
         stop = trio.Event()
-        async with opener() as value:
-            said.put(outcome.Value((Loop(trio.lowlevel.current_trio_token()), value, stop)))
-            await stop.wait()
+        tokens.put(trio.lowlevel.current_trio_token())
+        with opening:
+            async with opener() as value:
+                said.put(outcome.Value((Loop(trio.lowlevel.current_trio_token()), value, stop)))
+                await stop.wait()
 
     ended: SimpleQueue[outcome.Outcome[None]] = SimpleQueue()
 
+    running = threading.Event()
+
     def run() -> None:
+        running.set()
         end = outcome.capture(trio.run, main)
         if isinstance(end, outcome.Error):
             end = outcome.Error(sole(end.error))
             said.put(end)
+        tokens.put(None)
         ended.put(end)
 
     thread = threading.Thread(target=run, name="rollwave loop", daemon=True)
-    thread.start()
-    loop, value, stop = said.get().unwrap()
+    try:
+        thread.start()
+        loop, value, stop = said.get().unwrap()
+    except BaseException:
+        # It could not be opened; or Ctrl-C came meanwhile, and nobody wants it any more.
+        if running.wait(_STARTING_SECONDS):  # else Ctrl-C was before it
+            if (token := tokens.get()) is not None:
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(opening.cancel)
+            thread.join()
+        raise
     try:
         yield loop, value
     finally:

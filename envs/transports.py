@@ -26,6 +26,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -113,6 +114,7 @@ class Advised(Through):
         """The twin, where this session is."""
         if self._twin is None:
             self._twin = self._make()
+            weakref.finalize(self, _close, self._twin).atexit = False
         if self._repeated < 0 and self._start is not None:
             self._twin.reset(*self._start)
             self._repeated = 0
@@ -125,9 +127,17 @@ class Advised(Through):
         return self.twin().secrets()
 
     def close(self) -> None:
-        super().close()
-        if self._twin is not None:
-            self._twin.close()
+        try:
+            super().close()
+        finally:
+            if self._twin is not None:
+                self._twin.close()
+
+
+def _close(twin: Environment) -> None:
+    """Close a twin whose session nobody holds any more; again is allowed."""
+    with suppress(Exception):  # nobody is there to be told
+        twin.close()
 
 
 class AdvisedByTwin(Advised):

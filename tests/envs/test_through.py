@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
@@ -157,3 +158,66 @@ async def test_beside_a_loop_of_ones_own() -> None:
 
     assert await trio.to_thread.run_sync(play) == "hello"
     assert host.log == ["closed"]
+
+
+@contextmanager
+def interrupted_after(begun: threading.Event) -> Iterator[None]:
+    """Raise KeyboardInterrupt in this thread once that has happened, by a real signal."""
+
+    def raise_it(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.get_ident()
+
+    def kill() -> None:
+        begun.wait()
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        begun.set()
+        killer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interrupted_call_does_not_go_on_beside_the_next_one() -> None:
+    begun, log = threading.Event(), []
+
+    async def first() -> None:
+        try:
+            begun.set()
+            await trio.sleep_forever()
+        finally:
+            log.append("first ended")
+
+    async def second() -> None:
+        log.append("second")
+
+    with beside(lambda: echoes(Echoes())) as (loop, _):
+        with interrupted_after(begun):
+            loop.call(first)
+        loop.call(second)
+    assert log == ["first ended", "second"]
+
+
+def test_an_interrupt_while_it_is_opened_leaves_no_thread() -> None:
+    begun, log = threading.Event(), []
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        try:
+            begun.set()
+            await trio.sleep_forever()
+            yield
+        finally:
+            log.append("closed")
+
+    with interrupted_after(begun), beside(slow):
+        pytest.fail("it was opened")
+    assert log == ["closed"]
+    assert "rollwave loop" not in [thread.name for thread in threading.enumerate()]

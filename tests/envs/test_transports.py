@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -146,6 +147,24 @@ def test_sessions_that_only_a_cycle_holds_are_found(monkeypatch: pytest.MonkeyPa
             alive.append(env._leave)  # type: ignore[attr-defined]
             del env
         assert sum(leave.alive for leave in alive) <= 5
+
+
+def test_the_twin_of_a_session_that_nobody_holds_is_closed() -> None:
+    closed: list[str] = []
+
+    class Closing(Wrapper):
+        def close(self) -> None:
+            closed.append("one")
+            super().close()
+
+    with carried(wrap(resolve("wordle-fixed-v1"), Closing), "batched") as there:
+        env = there.spec.make()
+        env.reset(there.spec.tasks("train", limit=1)[0], 0)
+        assert env.secrets()
+        assert closed == []
+        del env
+        gc.collect()
+        assert "one" in closed
 
 
 def test_what_cannot_be_carried_is_named() -> None:
