@@ -2,8 +2,8 @@
 
 `average_reward` is ETO's metric: the sum of rewards over *all* episodes, so that an
 episode without a reward (fault, cancelled) adds nothing to the sum and one to the
-count. Beside it stands the average over scored episodes alone; they differ exactly
-when something broke, which the fault counts then say.
+count, and so is its standard error. Beside it stands the average over scored episodes
+alone; they differ exactly when something broke, which the fault counts then say.
 
 The 95 % interval of the success rate is Wilson's when every task was tried once.
 With several attempts the unit is the task, and it is a seeded bootstrap over tasks.
@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import Final
 
 from ..engine.seeds import generator
@@ -49,6 +50,8 @@ class Evaluation:
     """Share of turns whose completion broke the action format."""
     truncated: float
     """Share of episodes that a limit of ours ended."""
+    average_reward_error: float = 0.0
+    """Standard error of `average_reward`; 0 in reports that were written before it was kept."""
 
 
 def evaluate(trajectories: Sequence[Trajectory]) -> list[Evaluation]:
@@ -83,14 +86,18 @@ def summarise(env: str, trajectories: Sequence[Trajectory]) -> Evaluation:
         turns_mean=len(turns) / n if n else 0.0,
         format_errors=sum(turn.format_error for turn in turns) / len(turns) if turns else 0.0,
         truncated=sum(t.outcome is Outcome.TRUNCATED for t in trajectories) / n if n else 0.0,
+        average_reward_error=standard_error([t.reward or 0.0 for t in trajectories]),
     )
 
 
-def standard_error(evaluation: Evaluation) -> float:
-    """Standard error of the success rate; never 0, so that a perfect score can be left."""
-    n = max(evaluation.episodes, 1)
-    p = min(max(evaluation.success_rate, 1 / (n + 1)), n / (n + 1))
-    return math.sqrt(p * (1 - p) / n)
+def standard_error(rewards: Sequence[float]) -> float:
+    """Standard error of the mean reward, each an observation of its own.
+
+    Never 0, so that a perfect score can be left: at least that of n rewards of 0 or 1 with a
+    share of 1 / (n + 1), which is 1 / (n + 1) itself.
+    """
+    least = 1 / (max(len(rewards), 1) + 1)
+    return max(pstdev(rewards) / math.sqrt(len(rewards)), least) if rewards else least
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

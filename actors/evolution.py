@@ -31,7 +31,6 @@ from ..engine.store import Store
 from ..learners.stopping import Decision, Score, collapse, judge
 from .ahead import exploring_ahead
 from .arena import Arena
-from .evaluator import standard_error
 from .explorer import Explored, Explorer
 from .protocol import UpdatePolicy
 from .report import Row, read_training
@@ -286,4 +285,4 @@ def evaluated(rows: list[Row]) -> tuple[list[Row], list[Score]]:
 
 
 def _score(dev: Evaluation) -> Score:
-    return Score(dev.average_reward, standard_error(dev))
+    return Score(dev.average_reward, dev.average_reward_error)

@@ -210,9 +210,9 @@ def report(played: Played, output: Output, *, figures: bool = False) -> None:
     """Print what was played: outcomes always, the evaluation's figures if asked for.
 
     JSON keys: `episodes`, `outcomes`, `faults`, `success_rate`, `interval`,
-    `average_reward`, `average_reward_scored`, `turns`, `turns_mean`, `format_errors`,
-    `truncated`, `seconds`, `turns_per_second`, `resumed`, `restarted`, `wave`, `environments`;
-    with `figures` also `best_of`.
+    `average_reward`, `average_reward_error`, `average_reward_scored`, `turns`, `turns_mean`,
+    `format_errors`, `truncated`, `seconds`, `turns_per_second`, `resumed`, `restarted`, `wave`,
+    `environments`; with `figures` also `best_of`.
     """
     rows = played.evaluations + ([played.total] if len(played.evaluations) > 1 else [])
     columns = ["environment", "episodes", "success", "95 % interval", "reward", "turns"]

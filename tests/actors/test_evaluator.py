@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rollwave.actors.evaluator import bootstrap, evaluate, standard_error, summarise, wilson
+from rollwave.actors.evolution import evaluated
+from rollwave.actors.report import Row
 from rollwave.engine.errors import FaultKind
 from rollwave.engine.trajectory import Fault, Outcome, Trajectory, Turn
 
@@ -87,7 +89,7 @@ def test_nothing_at_all_has_figures_too() -> None:
     assert (empty.episodes, empty.success_rate, empty.average_reward) == (0, 0.0, 0.0)
     assert empty.interval == (0.0, 1.0)
     assert empty.average_reward_scored is None
-    assert 0 < standard_error(empty) <= 0.5
+    assert 0 < empty.average_reward_error <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,34 @@ def test_tasks_that_all_agree_leave_wilsons_doubt() -> None:
 def test_the_standard_error_is_never_zero() -> None:
     for outcome, reward in ((Outcome.SUCCESS, 1.0), (Outcome.FAILURE, 0.0)):
         found = summarise("x", [trajectory(n, outcome, reward) for n in range(99)])
-        assert standard_error(found) == pytest.approx(math.sqrt(0.01 * 0.99 / 99))
+        assert found.average_reward_error == pytest.approx(math.sqrt(0.01 * 0.99 / 99))
     half = [
         trajectory(n, Outcome.SUCCESS if n % 2 else Outcome.FAILURE, float(n % 2))
         for n in range(100)
     ]
-    assert standard_error(summarise("x", half)) == pytest.approx(0.05)
+    assert summarise("x", half).average_reward_error == pytest.approx(0.05)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_rewards_of_0_and_1_have_the_error_of_their_share(case: tuple[int, int]) -> None:
+    successes, n = case
+    p = min(max(successes / n, 1 / (n + 1)), n / (n + 1))
+    found = standard_error([1.0] * successes + [0.0] * (n - successes))
+    assert found == pytest.approx(math.sqrt(p * (1 - p) / n))
+
+
+def test_the_standard_error_is_that_of_the_rewards_and_not_of_the_successes() -> None:
+    rewards = [0.2, 0.4, 0.6, None]  # no success at all; what has no reward counts 0
+    found = summarise(
+        "x",
+        [
+            trajectory(n, Outcome.FAILURE if reward else Outcome.FAULT, reward)
+            for n, reward in enumerate(rewards * 25)
+        ],
+    )
+    assert found.success_rate == 0.0
+    assert found.average_reward == pytest.approx(0.3)
+    assert found.average_reward_error == pytest.approx(math.sqrt(0.05 / 100))
+    (scored,), (score,) = evaluated([Row("evolution", 0, 0, 0, 0, 0, found, None, "m")])
+    assert scored.dev is found
+    assert (score.mean, score.error) == (found.average_reward, found.average_reward_error)

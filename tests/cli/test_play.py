@@ -19,6 +19,7 @@ KEYS = {
     "success_rate",
     "interval",
     "average_reward",
+    "average_reward_error",
     "average_reward_scored",
     "turns",
     "turns_mean",
