@@ -162,6 +162,7 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
 
     Raises:
         ConfigError: no such algorithm, or a start is missing.
+        EvaluationLeak: an evaluation task is among what is learned from.
         LearnerError: see `learners`.
         Abandoned: the fence was closed meanwhile.
     """
@@ -175,23 +176,26 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
         fence.tell(f"{stage}: {_words(step, steps, metrics)}", training)
 
     fence.tell(stage)
-    experts = _read(order.experts)
+    shown = [t for part in _read(order.experts) for t in part]
+    evaluation = frozenset((task.env, task.id) for task in order.evaluation)
     if order.algorithm == "clone":
         from ..learners.cloning.behaviour_cloning import BehaviourCloning
+        from ..learners.evidence.filters import refuse_evaluation, task_key
 
         settings = _settings(order, TrainingSettings)
+        refuse_evaluation(evaluation, map(task_key, shown))
         return BehaviourCloning(settings, _start(order, "last")).update(
-            [t for part in experts for t in part], out=order.out, progress=progress
+            shown, out=order.out, progress=progress
         )
     if order.algorithm == "evolve":
         from ..learners.algorithms import evolve
 
         evidence = Evidence(
             starts=order.starts,
-            experts=[t for part in experts for t in part],
+            experts=shown,
             waves=_read(order.waves),
             number=order.wave,
-            evaluation=frozenset((task.env, task.id) for task in order.evaluation),
+            evaluation=evaluation,
         )
         learner: AnyLearner = _settings(order, AnyLearner)
         return evolve(learner, evidence, out=order.out, progress=progress)

@@ -84,6 +84,7 @@ def carry_out(order: Order) -> Report:
     """Run the evolution step, in as many processes as torch's default group has.
 
     Raises:
+        EvaluationLeak: an evaluation task is among the experts'.
         RollwaveError: see `learners.algorithms.evolve`.
     """
     experts = [t for path in order.experts for t in _trajectories(path)]
@@ -96,7 +97,9 @@ def carry_out(order: Order) -> Report:
     )
     if order.clone is not None:
         from .cloning.behaviour_cloning import clone
+        from .evidence.filters import refuse_evaluation, task_key
 
+        refuse_evaluation(evidence.evaluation, map(task_key, experts))
         return clone(
             experts,
             settings=order.clone,

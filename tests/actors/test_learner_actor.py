@@ -27,6 +27,7 @@ from rollwave.engine.ref import ActorRef
 from rollwave.engine.store import Store
 from rollwave.engine.system import ActorSystem, ChildSpec
 from rollwave.engine.trajectory import Outcome, Trajectory, Turn
+from rollwave.envs.base import Task
 from rollwave.learners.base import Report
 from rollwave.learners.settings import EvolSettings, TrainingSettings
 
@@ -312,6 +313,7 @@ def test_it_clones_and_it_evolves(place: Path) -> None:
         ({"algorithm": "wishing"}, "ConfigError"),
         ({"experts": ("missing.parquet",)}, "StoreError"),
         ({"starts": {}}, "ConfigError"),
+        ({"evaluation": (Task("x-v1", 3, "dev"),)}, "EvaluationLeak"),
         ({"algorithm": "evolve", "settings": b"{}"}, "ConfigError"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="processes train a torch model")
 pytestmark = pytest.mark.learn
 
-from rollwave.engine.errors import ConfigError  # noqa: E402
+from rollwave.engine.errors import ConfigError, EvaluationLeak  # noqa: E402
 from rollwave.engine.store import Store  # noqa: E402
 from rollwave.learners.cloning.behaviour_cloning import BehaviourCloning  # noqa: E402
 from rollwave.learners.distributed import Order, carry_out, read_order  # noqa: E402
@@ -123,6 +123,19 @@ def test_one_process_carries_out_an_order_too(tiny, sealed, tmp_path):
     order = Order(out=str(tmp_path / "m"), starts={"last": tiny}, clone=SETTINGS, experts=(sealed,))
     assert carry_out(order).metrics["steps"] == 4
     assert (tmp_path / "m" / "config.json").exists()
+
+
+def test_an_order_to_clone_evaluation_tasks_is_refused(tiny, experts, sealed, tmp_path):
+    order = Order(
+        out=str(tmp_path / "m"),
+        starts={"last": tiny},
+        clone=SETTINGS,
+        experts=(sealed,),
+        evaluation=((experts[3].env, experts[3].task_id),),
+    )
+    with pytest.raises(EvaluationLeak, match=experts[3].task_id):
+        carry_out(order)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
