@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..learners.settings import GradientSettings
+from ..learners.settings import EtoSettings, GradientSettings
 
 if TYPE_CHECKING:
     from .config import CampaignConfig
@@ -87,10 +87,10 @@ def _models(config: CampaignConfig) -> Iterator[str]:
 
 
 def _training(config: CampaignConfig) -> Iterator[str]:
-    for key, training in (
-        ("cloning", config.cloning),
-        ("learner.training", config.learner.training),
-    ):
+    trainings = {"cloning": config.cloning, "learner.training": config.learner.training}
+    if isinstance(config.learner, EtoSettings):
+        trainings["learner.opening_training"] = config.learner.opening_training
+    for key, training in trainings.items():
         if training.evaluate_every:
             yield (
                 f"{key}.evaluate_every must be 0: a campaign evaluates policies (evaluate.every), "
@@ -151,6 +151,12 @@ def _exploration(config: CampaignConfig) -> Iterator[str]:
         yield (
             "learner.scope must be 'expert_tasks' where single turns are contrasted: it is played "
             "on behind the experts' own"
+        )
+    if learner.exploration == "both" and rollout.attempts != 1:
+        yield (
+            f"rollout.attempts must be 1, not {rollout.attempts}, where whole episodes and single "
+            "turns are both explored (learner.contrast = 'mixture'): an attempt above 0 is a turn "
+            "behind the expert's"
         )
 
 

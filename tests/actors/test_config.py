@@ -153,11 +153,21 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
             MINIMAL + '[learner]\nalgorithm = "eto"\ncontrast = "step"\nscope = "all_tasks"\n',
             "learner.scope must be 'expert_tasks' where single turns are contrasted",
         ),
+        (
+            MINIMAL
+            + '[rollout]\nattempts = 2\n[learner]\nalgorithm = "eto"\ncontrast = "mixture"\n',
+            "rollout.attempts must be 1, not 2, where whole episodes and single turns",
+        ),
         (MINIMAL + "[stop]\nsteps = -1\n", "stop.steps must be 0 or more"),
         (MINIMAL + "[stop]\nmin_entropy = 1.5\n", "stop.min_entropy is a share in [0, 1]"),
         (MINIMAL + "[stop]\nmax_format_errors = -1.0\n", "stop.max_format_errors is a share"),
         (MINIMAL + '[learner]\nalgorithm = "grop"\n', "grop"),
         (MINIMAL + "[cloning]\nevaluate_every = 5\n", "cloning.evaluate_every must be 0"),
+        (
+            MINIMAL
+            + '[learner]\nalgorithm = "eto"\n[learner.opening_training]\nevaluate_every = 5\n',
+            "learner.opening_training.evaluate_every must be 0",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> None:
