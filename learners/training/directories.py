@@ -48,9 +48,7 @@ def atomic_directory(out: str | Path) -> Iterator[Path]:
         raise storage_error(error, target) from error
     try:
         yield draft
-        for file in draft.iterdir():
-            _flush(file)
-        _flush(draft)
+        _flush_all(draft)
         if target.exists():
             target.rename(old)
         draft.rename(target)
@@ -160,6 +158,13 @@ def _draft(target: Path) -> Path:
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
+
+
+def _flush_all(folder: Path) -> None:
+    """Flush all that is below, then the folders that name it, the deepest first."""
+    below = sorted(folder.rglob("*"), key=lambda path: (path.is_dir(), -len(path.parts)))
+    for path in (*below, folder):
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

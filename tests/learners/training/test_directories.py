@@ -55,6 +55,27 @@ def test_a_failed_write_leaves_the_old_directory(tmp_path: Path) -> None:
     assert names(tmp_path) == ["d"]
 
 
+def test_what_lies_deeper_reaches_the_disk_too_before_what_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A critic and moments lie in folders: of those, only the folder was flushed."""
+    flushed: list[str] = []
+    real = directories._flush
+
+    def recording(path: Path) -> None:
+        flushed.append(str(path.relative_to(tmp_path)))
+        real(path)
+
+    monkeypatch.setattr(directories, "_flush", recording)
+    with atomic_directory(tmp_path / "d") as draft:
+        (draft / "in" / "deep").mkdir(parents=True)
+        for name in ("a", "in/b", "in/deep/c"):
+            (draft / name).write_text("x")
+    files = {f".d.draft/{name}" for name in ("a", "in/b", "in/deep/c")}
+    assert set(flushed[:3]) == files
+    assert flushed[3:] == [".d.draft/in/deep", ".d.draft/in", ".d.draft", "."]
+
+
 def test_a_full_disk_is_a_clear_error_and_the_old_directory_stays(tmp_path: Path) -> None:
     write(tmp_path / "d", "old")
     full = OSError(errno.ENOSPC, "No space left on device")
