@@ -99,15 +99,20 @@ class Evolution:
 
     async def _start(self) -> None:
         """Wave 0: the cloned policy."""
-        tasks, steps, kept = self._stages.tasks, 0, 0
+        row = Row("evolution", 0, 0, 0, 0, 0, None, None, self._cloned)
         await self._arena.publish(0, self._cloned)
-        if tasks.experts:
+        if self._stages.tasks.experts:
             training = read_training(self._cloned)
-            steps, kept = training.steps, len(tasks.experts)
+            row = replace(
+                row,
+                steps=training.steps,
+                kept=training.kept,
+                metrics=training.metrics,
+                dropped=training.dropped,
+            )
             shown = await run_blocking(self._main.read, EXPERT_WAVE)
             self._solved.add(shown.trajectories)
             self.learned.add(EXPERT_WAVE)
-        row = Row("evolution", 0, 0, steps, 0, kept, None, None, self._cloned)
         self.rows.append(await self._evaluated(row))
         await self._told(self.rows[-1])
 
@@ -257,16 +262,19 @@ class Evolution:
             name = f"control-{row.wave:04d}"
             last = await self._stages.clone(self._learner, last, name, settings)
             await self._arena.publish(version, last)
+            trained = read_training(last)
             entry = Row(
                 "control",
                 row.wave,
                 version,
                 row.steps,
                 0,
-                read_training(last).kept,
+                trained.kept,
                 None,
                 None,
                 last,
+                metrics=trained.metrics,
+                dropped=trained.dropped,
             )
             self.rows.append(entry if row.dev is None else await self._evaluated(entry))
             await self._told(self.rows[-1])

@@ -92,7 +92,11 @@ def test_the_table_has_a_row_for_each_policy_of_both_arms(
         assert (row.dev.episodes, row.test.episodes if row.test else 0) == (6, 7)
         assert row.dev.faults == {}
         assert (Path(row.model) / "config.json").is_file()
-        assert read_training(row.model).steps > 0
+        trained = read_training(row.model)
+        assert trained.steps > 0
+        # The cloned policy and the control have their training in the table, too.
+        told = (trained.kept, trained.metrics, trained.dropped)
+        assert (row.kept, row.metrics, row.dropped) == told
     for stage in ("experts", "wave 2: explore", "publish policy-0001", "evaluate policy 4 on test"):
         assert stage in stages
     assert any(stage.startswith("train policy-0002: step 5 of 5") for stage in stages)
@@ -261,6 +265,10 @@ def test_a_run_of_other_settings_is_not_gone_on_with(
     out, _, _ = whole
     with pytest.raises(ConfigError, match=r"cloning\.lr = '0\.01', not '0\.02'"):
         run(out, config(cloning={"lr": 0.02}))
+    with pytest.raises(ConfigError, match=r"inference\.context = '0', not '64'"):
+        run(out, config(inference={"context": 64}))
+    with pytest.raises(ConfigError, match=r"inference\.backend = 'transformers', not 'auto'"):
+        run(out, config(inference={"backend": "auto"}))
     # Also one that is gone: a threshold, say, and its section with it.
     out = out.parent / "thresholds"
     with Store.open(out, settings=lasting(config(learner={"thresholds": {"*": 0.5}}))):
@@ -275,7 +283,19 @@ def test_how_fast_it_runs_and_when_it_gives_up_may_change(
     out, result, _ = whole
     seconds = dict.fromkeys(("wave_seconds", "step_seconds", "swap_seconds"), 1000.0)
     changed = {"concurrency": 4, "max_fault_share": 0.5, "shutdown_seconds": 5.0, **seconds}
-    assert figures(run(out, config(run=changed))) == figures(result)
+    again = config(run=changed, inference={"batch": 8, "kv_cache_gib": 2.0})
+    assert figures(run(out, again)) == figures(result)
+
+
+def test_how_often_an_opening_is_saved_may_change() -> None:
+    often = {"checkpoint_every": 3, "checkpoint_seconds": 5.0}
+    eto = {"algorithm": "eto", "training": {"lr": 0.01}}
+    plain, changed = (
+        lasting(parse_config({**DOCUMENT, "learner": eto | {"opening_training": opening}}))
+        for opening in ({}, often)
+    )
+    assert plain == changed
+    assert "learner.opening_training.lr" in plain
 
 
 def test_two_processes_cannot_write_to_one_campaign(
