@@ -28,6 +28,10 @@ from .importance import LIMIT
 _STATE: Final = "training/kl.json"
 _STEP: Final = 0.2
 """Largest relative error that the controller answers."""
+_FALL: Final = 0.1
+"""The smallest factor: however short the horizon, no coefficient becomes 0, which stays 0."""
+_LEAST: Final = 1e-12
+"""The smallest coefficient, from which it can still come back."""
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -62,7 +66,7 @@ def adapted(coefficient: float, kl: float, *, target: float, horizon: float, cou
         horizon: trajectories in which the coefficient answers a full error.
     """
     error = min(max(kl / target - 1, -_STEP), _STEP)
-    return coefficient * max(0.0, 1 + error * count / horizon)
+    return max(coefficient * max(_FALL, 1 + error * count / horizon), _LEAST)
 
 
 def carried_coefficient(start: str | Path, default: float) -> float:
@@ -75,11 +79,12 @@ def carried_coefficient(start: str | Path, default: float) -> float:
     if not path.exists():
         return default
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_State).coefficient
+        coefficient = msgspec.json.decode(path.read_bytes(), type=_State).coefficient
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointCorrupt(
             f"{path}: {error}. Without it the coefficient starts afresh"
         ) from error
+    return coefficient if coefficient > 0 else default  # a 0 could never grow again
 
 
 def leave_coefficient(model: Path, coefficient: float) -> None:

@@ -73,7 +73,9 @@ class PolicyGradient(Objective[Rollout]):
         self.ready = ready
         self.start = start
         self.reference = reference
-        self.coefficient = carried_coefficient(start, settings.kl.coefficient)
+        self.coefficient = settings.kl.coefficient
+        if settings.kl.target:
+            self.coefficient = carried_coefficient(start, settings.kl.coefficient)
         """β of this evolution step."""
         self._next_coefficient = self.coefficient
 

@@ -115,13 +115,20 @@ class KlSettings(Settings, frozen=True):
     """Where the campaign started, or the policy of the step before ("last": refreshed with
     every evolution step)."""
     target: float = 0.0
-    """Adapt the coefficient after each evolution step towards this KL; 0: it stays."""
+    """Adapt the coefficient after each evolution step towards this KL, and go on with what the
+    step before left; 0: it stays as set here."""
     horizon: float = 10_000.0
     """Trajectories in which the controller answers a deviation."""
 
     def __post_init__(self) -> None:
         require(self.coefficient > 0, "kl.coefficient", self.coefficient, "positive")
         require(self.target >= 0, "kl.target", self.target, "0 or more")
+        require(
+            not (self.target > 0 and self.reference == "last"),
+            "kl.target",
+            self.target,
+            '0 with reference = "last": the KL is taken before the step, where it is always 0',
+        )
         require(self.horizon > 0, "kl.horizon", self.horizon, "positive")
 
 

@@ -92,6 +92,20 @@ def test_the_controller_pulls_towards_its_target(kl, count):
     assert 0 <= after <= 0.1 * (1 + 0.2 * count / 10_000) + 1e-12
 
 
+@pytest.mark.parametrize("horizon", [1.0, 100.0])
+def test_a_coefficient_never_falls_to_0_where_it_would_stay(horizon):
+    coefficient = 0.1
+    for _ in range(1000):
+        coefficient = adapted(coefficient, 0.0, target=0.1, horizon=horizon, count=1000)
+        assert coefficient > 0
+    assert adapted(coefficient, 1.0, target=0.1, horizon=horizon, count=1000) > coefficient
+
+
+def test_a_coefficient_of_0_left_by_another_build_is_not_taken_up(tmp_path):
+    leave_coefficient(tmp_path, 0.0)
+    assert carried_coefficient(tmp_path, 0.3) == 0.3
+
+
 def test_the_coefficient_goes_with_the_policy(tmp_path):
     assert carried_coefficient(tmp_path, 0.3) == 0.3
     leave_coefficient(tmp_path, 0.7)

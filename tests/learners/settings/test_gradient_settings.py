@@ -45,6 +45,7 @@ from rollwave.learners.settings.policy_gradient import (
         (lambda: SurrogateSettings(reduction="seq_mean_token_sum_norm"), "loss.norm"),
         (lambda: KlSettings(coefficient=0.0), "kl.coefficient"),
         (lambda: KlSettings(horizon=0.0), "kl.horizon"),
+        (lambda: KlSettings(reference="last", target=0.1), "kl.target"),
         (lambda: ImportanceSettings(cap=0.5), "importance.cap"),
         (lambda: ImportanceSettings(bounds=(1.5, 2.0)), "importance.bounds"),
         (lambda: ImportanceSettings(bypass=True, correction="token"), "importance.correction"),
