@@ -186,12 +186,14 @@ class PolicyGradient(Objective[Rollout]):
         )
 
     def _references(self, policy: Policy, items: Sequence[Rollout], own: Tensor) -> Tensor:
-        """log π_ref: [N, T]. The start's own where it is the reference, or where none is used."""
-        if self._settings.kl.where == "none" or self.reference == self.start:
+        """log π_ref: [N, T]. The policy's own where it is the reference, or where none is used."""
+        training = self._settings.training
+        # With adapters to go on with, the policy is the start and more: not the reference.
+        more = training.lora is not None and training.lora.adapter
+        if self._settings.kl.where == "none" or (self.reference == self.start and not more):
             return own
         from ..model.policy import Policy as Model
 
-        training = self._settings.training
         reference = Model.load(self.reference, dtype=training.dtype, device=str(policy.device))
         return padded(self._scores(reference, items))
 

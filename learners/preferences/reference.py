@@ -1,8 +1,9 @@
 """Log-probabilities under the policy that a preference loss compares with.
 
 Computed once, before the first step: the reference of an evolution step never changes. It
-is the start of that very step, unless a directory is named: then that model is loaded,
-asked, and let go before training begins, so that two models are never held while one learns.
+is the policy that this very step starts from, adapters to go on with included, unless a
+directory is named: then that model is loaded, asked, and let go before training begins, so
+that two models are never held while one learns.
 
 Invariants: same dtype and device as the policy, no dropout (the settings refuse it), no
 gradient; a sum depends on its sample alone, up to rounding.
