@@ -67,6 +67,18 @@ def with_adapters(model: Any, lora: LoraSettings, seed: int, *, base: Path) -> A
     return wrapped
 
 
+def carried_from(start: str | Path, lora: LoraSettings | None) -> Path | None:
+    """The model directory whose optimiser state is that of what is trained; None: none is.
+
+    Fresh adapters have none, though the start may have been made with adapters of the same
+    names: those are merged away. Adapters to go on with have theirs in the policy they lie in.
+    """
+    if lora is None:
+        return Path(start)
+    adapter = Path(lora.adapter)
+    return adapter.parent if lora.adapter and adapter.name == FOLDER else None
+
+
 def save_adapters(model: Any, out: Path, *, base: Path) -> None:
     """Write a wrapped model's adapters into a folder of the model directory `out`."""
     folder = out / FOLDER

@@ -32,6 +32,9 @@ _TENSOR_FILES: Final = ("weights.safetensors", "optimiser.safetensors")
 CARRIED: Final = "training/optimiser.safetensors"
 """The optimiser's state beside a finished policy, where the next evolution step goes on with it."""
 
+_PARAMETERS: Final = "parameters"
+"""Key of that file's metadata: whose state it is."""
+
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a checkpoint that is not tensors."""
@@ -83,6 +86,15 @@ def hash_model(path: str | Path) -> str:
         names = ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
         if file.suffix in (".safetensors", ".bin") or file.name in names:
             digest.update(f"{file.relative_to(path)}:{hash_file(file)};".encode())
+    return digest.hexdigest()
+
+
+def hash_adapter(path: str | Path) -> str:
+    """Hash what makes a directory of adapters' answers: their weights, rank and scale."""
+    digest = blake2b(hash_model(path).encode(), digest_size=16)
+    form = Path(path) / "adapter_config.json"
+    if form.is_file():  # without it they are refused where they are loaded
+        digest.update(hash_file(form).encode())
     return digest.hexdigest()
 
 
@@ -185,34 +197,48 @@ def save_moments(
 
     path = model / CARRIED
     path.parent.mkdir(exist_ok=True)  # beside the weights, a server would load it as weights
-    save_file(_moments(weights, optimiser), path)
+    save_file(_moments(weights, optimiser), path, {_PARAMETERS: _hash_names(weights)})
 
 
 def load_moments(
     model: str | Path, weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> bool:
-    """Take up the optimiser's state of the step before; False where there is none.
+    """Take up the optimiser's state of the step before.
+
+    Returns:
+        False where there is none, or where it is not of exactly these parameters (the step
+        before trained a critic too, or adapters): the optimiser then starts afresh.
 
     Raises:
-        CheckpointCorrupt: the file is damaged, or of another model.
+        CheckpointCorrupt: the file is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = Path(model) / CARRIED
     if not path.exists():
         return False
     try:
-        moments = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_PARAMETERS) != _hash_names(weights):
+                return False
+            moments = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointCorrupt(
-            f"{path}: {error}. Without it the optimiser starts afresh"
-        ) from error
+        raise _damaged(path, str(error)) from error
     if not _put_moments(moments, weights, optimiser):
-        raise CheckpointCorrupt(
-            f"{path} is of another model: without it the optimiser starts afresh"
-        )
+        raise _damaged(path, "it is not of the parameters that it names")
     return True
+
+
+def _damaged(path: Path, reason: str) -> CheckpointCorrupt:
+    return CheckpointCorrupt(
+        f"{path}: {reason}. Delete this file, or set training.carry_optimiser = false: the "
+        "optimiser then starts afresh"
+    )
+
+
+def _hash_names(weights: Mapping[str, Tensor]) -> str:
+    """Hash which parameters are trained, also those that no gradient has reached yet."""
+    return _hash(msgspec.json.encode({name: list(p.shape) for name, p in sorted(weights.items())}))
 
 
 def _moments(weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """One evolution step on disk: from items and a start to a model directory that says what made it.
 
     OUT                 the model directory
-       /training.json   hashes of data and start, settings, seed, versions, what was dropped
+       /training.json   hashes of data, start and adapters to go on with, settings, seed,
+                        versions, what was dropped
     OUT.training        checkpoints, while it is being made (`loop`)
 
 Invariants: the directory appears whole or not at all; the same items, start and settings give
@@ -62,15 +63,21 @@ def run_step(
         StorageFailed: the disk refused a write; checkpoints before it are intact.
         RunLocked: an evolution step that was given up still works on `out`.
     """
-    from .checkpoint import hash_model
+    from ..model.adapters import carried_from
+    from .checkpoint import CARRIED, hash_adapter, hash_file, hash_model
     from .directories import atomic_directory, claimed
     from .loop import Training
     from .processes import Processes
 
+    adapter = settings.lora.adapter if settings.lora is not None else ""
+    beside = carried_from(start, settings.lora) if adapter and settings.carry_optimiser else None
+    moments = beside / CARRIED if beside is not None else None
     made_by: dict[str, Any] = {
         **record,
         "data": data,
         "start": {"path": start, "hash": hash_model(start)},
+        "adapter": hash_adapter(adapter) if adapter else "",
+        "moments": hash_file(moments) if moments is not None and moments.is_file() else "",
         "settings": msgspec.to_builtins(settings),
     }
     processes = Processes.current()

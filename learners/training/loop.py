@@ -30,6 +30,7 @@ from torch import Tensor
 from ...engine.errors import CheckpointCorrupt, LearnerError, storage_error
 from ...engine.seeds import derive
 from ..base import Progress
+from ..model.adapters import carried_from
 from ..model.policy import Policy
 from ..settings import Schedule, TrainingSettings
 from .cadence import Cadence
@@ -110,8 +111,10 @@ class Training(Generic[Item]):
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        if settings.carry_optimiser:
-            load_moments(start, self._parameters, self._optimiser)
+        source = carried_from(start, settings.lora) if settings.carry_optimiser else None
+        self._carried = source is not None and load_moments(
+            source, self._parameters, self._optimiser
+        )
         self._work = work
         self._checkpoint = work / "checkpoint"
         self._cadence = Cadence(settings.checkpoint_every, settings.checkpoint_seconds)
@@ -189,6 +192,8 @@ class Training(Generic[Item]):
             self._evaluate(step, evaluate)
         metrics |= {"steps": float(step), "tokens": tokens} | resumed
         metrics["seconds"] = seconds + time.perf_counter() - began
+        if settings.carry_optimiser:
+            metrics["moments_carried"] = float(self._carried)
         if self._dev:
             best_step, best = self._best()
             metrics |= {"dev_reward": best, "dev_step": float(best_step)}
