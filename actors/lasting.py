@@ -1,7 +1,8 @@
 """Which settings make a campaign what it is, and so have to be the same when it goes on.
 
-Invariant: whatever changes what is learned is among them; where a campaign is, how fast it
-runs, how often it saves, when it gives up and who is told of it is not.
+Invariant: whatever changes what is learned is among them, the context and the backend that
+samples too; where a campaign is, how fast it runs, how often it saves, when it gives up and who
+is told of it is not. A backend of "auto" stays that word, whatever a machine makes of it.
 
 Not here: what a store does with them (`engine.store`), and the settings (`sections`).
 """
@@ -31,10 +32,14 @@ _FREE: Final = frozenset(
         "run.swap_seconds",
         "run.shutdown_seconds",
         "run.max_fault_share",
+        "inference.batch",
+        "inference.kv_cache_gib",
         "cloning.checkpoint_every",
         "cloning.checkpoint_seconds",
         "learner.training.checkpoint_every",
         "learner.training.checkpoint_seconds",
+        "learner.opening_training.checkpoint_every",
+        "learner.opening_training.checkpoint_seconds",
     }
 )
 """Settings that may change when a campaign goes on."""
@@ -48,7 +53,7 @@ def lasting(config: CampaignConfig) -> dict[str, str]:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 put(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif prefix not in _FREE and not prefix.startswith(("inference.", "track.")):
+        elif prefix not in _FREE and not prefix.startswith("track."):
             flat[prefix] = str(value)
 
     put("", msgspec.to_builtins(config))
