@@ -20,7 +20,7 @@ from typing import Final
 from ...engine.errors import ConfigError
 from ..base import EnvFamily, EnvSpec
 from .environment import Actions, SciWorld
-from .jvm import find_java
+from .jvm import find_all
 from .pool import LIMITS, Simulators
 from .prompts import PROMPT
 from .tasks import Ids, table
@@ -82,7 +82,7 @@ def _build(
         turn_limit=turn_limit,
         reward_range=(-1.0, 1.0),
         cost="worker",
-        needs=find_java,
+        needs=find_all,
         workers=LIMITS,
         expert_success=next(share for turns, share in claims if turn_limit >= turns),
     )

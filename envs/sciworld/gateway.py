@@ -11,13 +11,15 @@ Invariants:
 * a text is one argument, whatever it holds: line breaks and backslashes are escaped, and
   what is no Unicode is replaced;
 * an answer that does not come within the deadline, or that is cut, is the end of the Java
-  process (`EnvironmentLost`): it is never taken for the answer of a later call.
+  process (`EnvironmentLost`): it is never taken for the answer of a later call, also where
+  its caller was interrupted.
 
 Not here: the process (`jvm`).
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +28,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...engine.errors import EnvironmentFault, EnvironmentLost
+
+_PLAIN: Final = ("s", "i", "L", "d", "b")
+_NOTHING: Final = ("", "n", "v")
 
 Value = Any
 """Of an answer: str, int, float, bool, None or a `Ref`."""
@@ -84,19 +89,28 @@ class Item(Call):
 class Gateway:
     """The connection. One caller at a time; `drop` and `close` may come from any thread."""
 
-    def __init__(self, port: int, token: str, lost: Callable[[str], str], seconds: float) -> None:
+    def __init__(
+        self,
+        port: int,
+        token: str,
+        *,
+        lost: Callable[[str], str],
+        drain: Callable[[], None],
+        seconds: float,
+    ) -> None:
         """
         Args:
             port: on the loopback interface.
             token: that the Java process asks for.
             lost: ends the process, and tells how it ended.
+            drain: takes what the process printed, which would wait for a reader otherwise.
             seconds: for one answer.
 
         Raises:
             EnvironmentLost: it does not answer.
         """
         self._lost = lost
-        self._seconds = seconds
+        self._drain = drain
         self._dropped: deque[str] = deque()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -113,6 +127,9 @@ class Gateway:
         except OSError as error:
             self.close()
             raise EnvironmentLost(self._lost(f"does not answer ({error})")) from error
+        except BaseException:
+            self.close()
+            raise
         self._hurry()
 
     def _hurry(self) -> None:
@@ -144,18 +161,26 @@ class Gateway:
         """
         text = "".join([call.text for call in calls])
         dropped = 0
-        with suppress(IndexError):
-            while True:
-                text = f"m\nd\n{self._dropped.popleft()}\ne\n{text}"
-                dropped += 1
+        self._drain()
         try:
+            with suppress(IndexError):
+                while True:
+                    text = f"m\nd\n{self._dropped.popleft()}\ne\n{text}"
+                    dropped += 1
             self._socket.sendall(text.encode("utf-8", "replace"))
             answers = [self._read() for _ in range(dropped + len(calls))][dropped:]
         except (OSError, ValueError) as error:
             why = "did not answer in time" if isinstance(error, TimeoutError) else "is gone"
             self.close()
             raise EnvironmentLost(self._lost(why)) from error
-        return [self._value(answer) for answer in answers]
+        except BaseException:  # an interrupt: the answers to come are nobody's
+            self.close()
+            raise
+        try:
+            return [self._value(answer) for answer in answers]
+        except EnvironmentFault:  # nobody gets to know the others, to drop them
+            self.drop(*[Ref(answer[2:]) for answer in answers if _names(answer)])
+            raise
 
     def drop(self, *refs: Ref) -> None:
         """Forget objects: Java may, too, from the next call on."""
@@ -170,6 +195,11 @@ class Gateway:
             with suppress(OSError, RuntimeError, ValueError):
                 answers.close()
         self._socket.close()
+
+    def leave(self) -> None:
+        """In a forked child: close its copy of the socket. The parent's connection stays."""
+        with suppress(OSError):
+            os.close(self._socket.detach())
 
     def _read(self) -> str:
         line: bytes = self._answers.readline()
@@ -190,9 +220,7 @@ class Gateway:
             return float(text)
         if kind == "b":
             return text == "true"
-        if kind in ("", "n", "v"):
-            return None
-        return Ref(text)
+        return None if kind in _NOTHING else Ref(text)
 
     def _told(self, answer: str) -> str:
         """The text of what was raised."""
@@ -203,6 +231,12 @@ class Gateway:
         else:
             told = _unescaped(answer[2:])
         return told.partition("\n")[0][:500]
+
+
+def _names(answer: str) -> bool:
+    """It names an object, that was returned or raised."""
+    kind = answer[1:2]
+    return kind not in (*_PLAIN, *_NOTHING) if answer.startswith("y") else kind == "r"
 
 
 def _spelt(arguments: tuple[object, ...]) -> str:

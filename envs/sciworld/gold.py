@@ -36,7 +36,11 @@ class GoldPath(Message, frozen=True):
 
 
 def folder() -> Path:
-    """Where they are kept."""
+    """Where they are kept.
+
+    Raises:
+        RuntimeError: nowhere: neither is set, and the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return root / "rollwave" / "sciworld"
@@ -50,7 +54,10 @@ def path(machinery: Machinery, task: str, variation: int, simplification: str) -
         EnvironmentLost: the Java process died.
     """
     wanted = GoldPath(machinery.jvm.version, task, variation, simplification, ())
-    file = _file(wanted)
+    try:
+        file = _file(wanted)
+    except RuntimeError:  # this user has no home
+        return machinery.gold_path(task, variation, simplification)
     found = _read(file, wanted)
     if found is None:
         found = machinery.gold_path(task, variation, simplification)

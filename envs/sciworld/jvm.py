@@ -10,7 +10,8 @@ Invariants:
 * it listens on the loopback interface only, and obeys nobody who does not know its token;
 * it ends with this process, however that ends: its standard input is a pipe that nobody
   else holds, and it leaves when that closes. A Ctrl-C in the terminal is not for it;
-* what it prints is thrown away, but for the last words of the machine itself, which tell
+* a forked child holds nothing of it, and cannot end it;
+* what it prints is taken at each call and thrown away, but for the last words, which tell
   of its death; it leaves no file behind.
 
 Not here: what is said to it (`gateway`, `machinery`), which sessions it holds (`pool`).
@@ -24,6 +25,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import time
 import weakref
@@ -43,6 +45,8 @@ _LAST_SECONDS: Final = 0.2
 """For one that broke the connection to end by itself, and say why."""
 _REAP_SECONDS: Final = 5.0
 _WORDS: Final = 4096
+_READS: Final = 64
+"""At most in a row: it may print faster than is read."""
 _ADDRESS: Final = re.compile(rb"^(\d{1,5})\r?\n([A-Za-z0-9+/=]+)\r?\n", re.MULTILINE)
 _QUIET: Final = (
     "-XX:+UseSerialGC",  # one thread that computes, and no more beside it
@@ -117,6 +121,16 @@ def package() -> tuple[Path, str]:
     return Path(found.origin).parent, importlib.metadata.version("scienceworld")
 
 
+def find_all() -> None:
+    """Look for all that ScienceWorld needs, and start nothing.
+
+    Raises:
+        MissingDependency: no Java, or no `scienceworld`.
+    """
+    find_java()
+    package()
+
+
 class Jvm:
     """One Java process. Nothing in it is shared with another."""
 
@@ -149,15 +163,24 @@ class Jvm:
             stderr=subprocess.STDOUT,
             cwd=folder,  # it reads a table that lies there
             process_group=0,
+            bufsize=0,  # no lock that a fork could find taken
         )
         self._end: Final = weakref.finalize(self, _end, self._popen)
+        _running.add(self)
         try:
             port, token = _handshake(self._popen, start_seconds)
-            self.gateway: Final = Gateway(port, token, partial(_lost, self._popen), call_seconds)
+            printed = _Printed(self._popen)
+            self.gateway: Final = Gateway(
+                port,
+                token,
+                lost=partial(_lost, self._popen, printed),
+                drain=printed.drain,
+                seconds=call_seconds,
+            )
         except BaseException:
             self._end()
             raise
-        weakref.finalize(self, self.gateway.close)
+        self._hang_up: Final = weakref.finalize(self, self.gateway.close)
 
     @property
     def pid(self) -> int:
@@ -168,6 +191,50 @@ class Jvm:
         """End it. May be called again."""
         self.gateway.close()
         self._end()
+
+    def leave(self) -> None:
+        """In a forked child: let go of it. To the child it is gone; the parent's goes on."""
+        self._end.detach()
+        self._popen.returncode = 0  # so that no method of it signals or awaits the process
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        if hasattr(self, "_hang_up"):
+            self._hang_up.detach()
+            self.gateway.leave()
+
+
+_running: Final[weakref.WeakSet[Jvm]] = weakref.WeakSet()
+"""What a fork copies. A hook of a fork cannot be taken back: there is one for all, and it has
+to find them; it keeps none alive."""
+
+
+def _forked() -> None:
+    for jvm in list(_running):
+        jvm.leave()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+class _Printed:
+    """What Java printed since it started: the last of it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stdout is not None
+        self._pipe: Final = popen.stdout
+        self.last = b""
+        os.set_blocking(self._pipe.fileno(), False)
+
+    def drain(self) -> None:
+        """Take what there is, and wait for nothing."""
+        with suppress(OSError, ValueError):  # there is none, or the pipe is closed
+            for _ in range(_READS):
+                data = os.read(self._pipe.fileno(), 1 << 16)
+                if not data:
+                    return
+                self.last = (self.last + data)[-_WORDS:]
 
 
 def _handshake(popen: subprocess.Popen[bytes], seconds: float) -> tuple[int, str]:
@@ -196,28 +263,16 @@ def _handshake(popen: subprocess.Popen[bytes], seconds: float) -> tuple[int, str
     return int(found[1]), found[2].decode()
 
 
-def _lost(popen: subprocess.Popen[bytes], why: str) -> str:
+def _lost(popen: subprocess.Popen[bytes], printed: _Printed, why: str) -> str:
     """Kill it, and tell how it ended."""
     with suppress(subprocess.TimeoutExpired):
         popen.wait(_LAST_SECONDS)
     code = popen.poll()
-    words = _words(popen)
+    printed.drain()
+    words = _line(printed.last)
     _end(popen)
     how = why if code is None else f"ended with code {code}"
     return f"the Java process of ScienceWorld {how}" + (f"; it said: {words}" if words else "")
-
-
-def _words(popen: subprocess.Popen[bytes]) -> str:
-    """What it printed since, and nobody read."""
-    if popen.stdout is None or popen.stdout.closed:
-        return ""
-    output = popen.stdout.fileno()
-    os.set_blocking(output, False)
-    said = b""
-    with suppress(OSError):
-        while data := os.read(output, 65536):
-            said = (said + data)[-_WORDS:]
-    return _line(said)
 
 
 def _line(said: bytes) -> str:
@@ -226,7 +281,9 @@ def _line(said: bytes) -> str:
 
 def _end(popen: subprocess.Popen[bytes]) -> None:
     """It holds nothing that it would have to put away."""
-    popen.kill()
+    if popen.returncode is None:  # else its number may be another's by now
+        with suppress(OSError):
+            os.killpg(popen.pid, signal.SIGKILL)  # JAVA_HOME's may be a script that starts one
     with suppress(subprocess.TimeoutExpired):
         popen.wait(_REAP_SECONDS)
     for pipe in (popen.stdin, popen.stdout):

@@ -145,6 +145,7 @@ class Machinery:
         nothing = self.gateway.call(Static("java.io.OutputStream"), "nullOutputStream")
         stream = self.gateway.calls(New("java.io.PrintStream", nothing))[0]
         self.gateway.call(Static("java.lang.System"), "setOut", stream)
+        self.gateway.call(Static("java.lang.System"), "setErr", stream)
 
     def _random(self) -> Ref:
         made: Ref = self.gateway.calls(New("java.util.Random", Long(0)))[0]

@@ -19,6 +19,7 @@ Invariants:
 * a session that was made again answers as before, word for word: the answers to its actions
   are compared by their digest, and a difference is an `EnvironmentFault`;
 * nothing is started before a session is loaded; `close` leaves neither process nor file;
+* a forked child has the sessions, and makes them again in a Java process of its own;
 * no more than `live` sessions are held, and fewer where the heap is short.
 
 Not here: one live session (`simulator`), the solutions on disk (`gold`).
@@ -29,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -54,6 +56,7 @@ LIMITS: Final = WorkerLimits(
     sessions_per_worker=4096,  # logical ones
     memory_mib=2048,  # Java inherits twice as much as its limit, which its heap is well below
 )
+_CLOSED: Final = "this session of ScienceWorld is closed: open another"
 _DRAWN: Final = 4
 """Of as many one is let go. What nobody calls goes when nobody calls any of those drawn."""
 _LOADS: Final = 32
@@ -81,7 +84,7 @@ class Simulators:
             )
         self.heap_mib: Final = heap_mib
         self.live: Final = live
-        self.lock: Final = threading.RLock()
+        self.lock = threading.RLock()
         self.rebuilt = 0
         """Live sessions made again so far."""
         self.evicted = 0
@@ -95,6 +98,8 @@ class Simulators:
         self._random = Random(0)  # noqa: S311 (nothing that is answered depends on it)
         self._loads = 0
         self._calls = 0
+        self._inherited: list[Machinery] = []
+        _all.add(self)
 
     def open(self) -> Simulator:
         """A session in which nothing is loaded yet. Costs nothing."""
@@ -163,6 +168,9 @@ class Simulators:
         live = machinery.load(task, variation, simplifications)
         self._held[session] = live
         self._order.append(session)
+        if session.closed:  # meanwhile, by another thread, when there was nothing to let go of
+            self.release(session)
+            raise EnvironmentFault(_CLOSED)
         return live
 
     def release_later(self, session: Simulator) -> None:
@@ -181,6 +189,17 @@ class Simulators:
         self._held.clear()
         self._order.clear()
 
+    def leave(self) -> None:
+        """In a forked child: the Java process is the parent's, and the lock may be held by a
+        thread that is not here."""
+        self.lock = threading.RLock()
+        self._late.clear()
+        self._forget_all()
+        if self._machinery is not None:
+            # Its reader may be locked by such a thread, too: freeing it would wait for ever.
+            self._inherited.append(self._machinery)
+            self._machinery = None
+
     def _evict(self) -> None:
         some = [self._random.choice(self._order) for _ in range(_DRAWN)]
         self.release(max(some, key=lambda session: session.called))
@@ -194,20 +213,34 @@ class Simulators:
             self._evict()
 
 
+_all: Final[weakref.WeakSet[Simulators]] = weakref.WeakSet()
+"""What a fork copies. A hook of a fork cannot be taken back: there is one for all, and it has
+to find them; it keeps none alive."""
+
+
+def _forked() -> None:
+    for simulators in list(_all):
+        simulators.leave()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Simulator:
     """One logical session. Made by `Simulators.open`. One call at a time.
 
     After an `EnvironmentLost` it is as it was before the call, and may be called again.
     """
 
-    __slots__ = ("_actions", "_answers", "_closed", "_owner", "_task", "called")
+    __slots__ = ("_actions", "_answers", "_owner", "_task", "called", "closed")
 
     def __init__(self, owner: Simulators) -> None:
         self._owner: Final = owner
         self._task: tuple[str, int, str] | None = None
         self._actions: list[str] = []
         self._answers = array("Q")
-        self._closed = False
+        self.closed = False
+        """For good."""
         self.called = 0
         """When it was last called, in calls of its owner's sessions."""
 
@@ -255,7 +288,7 @@ class Simulator:
             except EnvironmentLost:
                 self._owner.lost()
                 raise
-            except EnvironmentFault:
+            except BaseException:
                 self._owner.release(self)  # half a step may be done: make it again without
                 raise
             self._actions.append(action[: simulator.LONGEST])
@@ -294,7 +327,7 @@ class Simulator:
 
     def close(self) -> None:
         """Let go of it. Never raises; may be called again, and from another thread."""
-        self._closed = True
+        self.closed = True
         if self._owner.lock.acquire(blocking=False):
             try:
                 self._owner.release(self)
@@ -306,8 +339,8 @@ class Simulator:
     # -- inside ---------------------------------------------------------------
 
     def _open(self) -> None:
-        if self._closed:
-            raise EnvironmentFault("this session of ScienceWorld is closed: open another")
+        if self.closed:
+            raise EnvironmentFault(_CLOSED)
 
     def _live(self) -> tuple[Machinery, Live]:
         """It, made again if need be."""

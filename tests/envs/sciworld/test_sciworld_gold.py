@@ -112,3 +112,14 @@ def test_without_xdg_it_is_under_the_home(monkeypatch: pytest.MonkeyPatch, tmp_p
     for value in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert gold.folder() == tmp_path / ".cache" / "rollwave" / "sciworld"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(gold.Path, "home", homeless)
+    for _ in range(2):
+        assert path(slow := Slow()) == ACTIONS
+        assert len(slow.asked) == 1

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from rollwave.engine.errors import (
     EnvironmentLost,
     MissingDependency,
 )
+from rollwave.envs.registry import resolve
 from rollwave.envs.sciworld import jvm as subject
 from rollwave.envs.sciworld.gateway import Call, Item, New, Ref, Static
 from rollwave.envs.sciworld.jvm import Jvm, find_java, java_version, package
@@ -30,6 +32,39 @@ needs_java = [
     pytest.mark.skipif(find_spec("scienceworld") is None, reason="scienceworld is not installed"),
     pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH"),
 ]
+FORKS = """
+import os, sys
+from pathlib import Path
+from rollwave.engine.errors import EnvironmentLost
+from rollwave.envs.sciworld.gateway import Static
+from rollwave.envs.sciworld.jvm import Jvm
+
+def held():
+    files = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            files.add(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            pass
+    return files
+
+before = held()
+jvm = Jvm(heap_mib=128)
+ours = {file for file in held() - before if file.startswith(("socket", "pipe"))}
+assert len(ours) == 3, ours
+child = os.fork()
+if child == 0:
+    assert not ours & held()
+    try:
+        jvm.gateway.call(Static("java.lang.Math"), "max", 1, 2)
+    except EnvironmentLost:
+        print("child", flush=True)
+    jvm.close()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert jvm.gateway.call(Static("java.lang.Math"), "max", 1, 2) == 2
+print("parent")
+"""
 BUILDER = "java.lang.StringBuilder"
 
 
@@ -65,6 +100,14 @@ def wait_dead(pid: int) -> None:
         os.close(fd)
 
 
+def put_java(monkeypatch: pytest.MonkeyPatch, home: Path, script: str) -> None:
+    java = home / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(home))
+
+
 # --- what is missing ----------------------------------------------------------------
 
 
@@ -79,12 +122,8 @@ def test_no_java_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_the_java_of_java_home_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 3\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert find_java() == str(java)
+    put_java(monkeypatch, tmp_path, "echo 'no such option' >&2; exit 3")
+    assert find_java() == str(tmp_path / "bin" / "java")
     with pytest.raises(MissingDependency, match="does not run: no such option"):
         java_version()
 
@@ -95,24 +134,48 @@ def test_the_java_of_java_home_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_
     [
         ("echo cannot reserve memory; exit 1", "does not start: cannot reserve memory"),
         ("exit 1", "ended without a word"),
-        ("echo hello; echo 12 34; sleep 60", "within 0.2 s; it said: hello | 12 34"),
-        ("sleep 60", "within 0.2 s"),
+        ("exec sleep 60", "within 0.2 s"),
     ],
 )
 def test_a_java_that_does_not_start_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, text: str
 ) -> None:
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text(f"#!/bin/sh\n{script}\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    put_java(monkeypatch, tmp_path, script)
     before = descriptors()
     seconds = 0.2 if "sleep" in script else 30.0
     with pytest.raises(EnvironmentFault) as caught:
         Jvm(heap_mib=128, start_seconds=seconds)
     assert text in str(caught.value)
     assert descriptors() == before
+
+
+@pytest.mark.skipif(find_spec("scienceworld") is None, reason="scienceworld is not installed")
+def test_a_java_that_does_not_start_is_ended_with_what_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_java(monkeypatch, tmp_path, 'sleep 600 & echo "child $!"; wait')
+    times = iter([0.0, 0.0, 1000.0])  # it is late once it has said something
+    monkeypatch.setattr(subject, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    with pytest.raises(EnvironmentFault, match=r"within 60 s; it said: child \d+$") as caught:
+        Jvm(heap_mib=128)
+    with suppress(ProcessLookupError):
+        wait_dead(int(str(caught.value).rpartition(" ")[2]))
+
+
+def test_what_is_missing_is_said_before_the_first_episode(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needs = resolve("sciworld-v1").needs
+    assert needs is not None
+    put_java(monkeypatch, tmp_path, "exit 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(subject.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingDependency, match=r"rollwave\[sciworld\]"):
+            needs()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME")
+    with pytest.raises(MissingDependency, match="default-jre-headless"):
+        needs()
 
 
 def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +252,27 @@ class TestCalls:
         with pytest.raises(EnvironmentFault, match="does not exist"):
             gateway.call(built, "length")
 
+    def test_of_a_batch_that_faults_nothing_is_kept(self, shared: Jvm) -> None:
+        gateway = shared.gateway
+
+        def kept() -> int:
+            java = gateway.call(Ref("GATEWAY_SERVER"), "getGateway")
+            bindings = gateway.call(java, "getBindings")
+            gateway.drop(java, bindings)
+            gateway.call(Static("java.lang.Math"), "max", 1, 2)
+            java = gateway.call(Ref("GATEWAY_SERVER"), "getGateway")
+            bindings = gateway.call(java, "getBindings")
+            count = gateway.call(bindings, "size")
+            gateway.drop(java, bindings)
+            return int(count)
+
+        wrong = Call(Static("java.lang.Integer"), "parseInt", "x")
+        before = kept()
+        for _ in range(3):
+            with pytest.raises(EnvironmentFault, match="NumberFormat"):
+                gateway.calls(New(BUILDER), wrong, New(BUILDER), wrong)
+        assert kept() == before
+
     def test_nobody_is_answered_without_the_token(self, shared: Jvm) -> None:
         import socket
 
@@ -227,11 +311,44 @@ class TestEnd:
 
     def test_an_answer_that_is_late_ends_it(self) -> None:
         before = descriptors()
-        jvm = Jvm(heap_mib=128, call_seconds=0.5)
+        jvm = Jvm(heap_mib=128)
+        jvm.gateway._socket.settimeout(0.1)
         with pytest.raises(EnvironmentLost, match="did not answer in time"):
             jvm.gateway.call(Static("java.lang.Thread"), "sleep", 60_000)
         assert not alive(jvm.pid)
         assert descriptors() == before
+
+    def test_an_interrupted_call_leaves_no_answer_to_the_next(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        jvm = Jvm(heap_mib=128)
+
+        def interrupted() -> str:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jvm.gateway, "_read", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                jvm.gateway.call(Static("java.lang.Math"), "max", 1, 2)
+        with pytest.raises(EnvironmentLost):
+            jvm.gateway.call(Static("java.lang.Math"), "max", 3, 4)
+        assert not alive(jvm.pid)
+
+    def test_what_it_prints_does_not_stop_it(self) -> None:
+        jvm = Jvm(heap_mib=128)
+        gateway = jvm.gateway
+        kind = gateway.call(Static("java.lang.Class"), "forName", "java.lang.System")
+        field = gateway.call(kind, "getField", "err")
+        printer = gateway.call(field, "get", None)
+        for _ in range(20):
+            gateway.call(printer, "println", "x" * 10_000)
+        jvm.close()
+
+    def test_a_forked_child_holds_nothing_of_it_and_cannot_end_it(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", FORKS], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert (done.returncode, done.stdout) == (0, "child\nparent\n"), done.stderr
 
     def test_forgotten_it_ends(self) -> None:
         pid = Jvm(heap_mib=128).pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -261,8 +262,6 @@ def test_nothing_loaded_is_said(machines: list[Machine]) -> None:
 
 
 def test_closed_while_another_is_called_it_is_let_go_later(machines: list[Machine]) -> None:
-    import threading
-
     pool = Simulators()
     session, other = pool.open(), pool.open()
     session.load("t", 0)
@@ -274,3 +273,74 @@ def test_closed_while_another_is_called_it_is_let_go_later(machines: list[Machin
     assert pool.held == 1
     other.load("t", 0)
     assert cast(Any, pool)._held.keys() == {other}
+
+
+@pytest.mark.parametrize("when", ["before the room is made", "while it is loaded"])
+def test_closed_while_it_is_made_again_it_is_not_held(
+    machines: list[Machine], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    pool = Simulators(live=1)
+    session, other = pool.open(), pool.open()
+    session.load("t", 0)
+    other.load("t", 1)  # in its place
+
+    def closing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def closes(*arguments: Any) -> Any:
+            thread = threading.Thread(target=session.close)
+            thread.start()
+            thread.join(30)
+            return call(*arguments)
+
+        return closes
+
+    target, name = (Simulators, "get") if when.startswith("before") else (Machine, "load")
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, closing(getattr(target, name)))
+        with pytest.raises(EnvironmentFault, match="closed"):
+            session.step("a")
+    assert pool.held == len(machines[0].open) == 0
+
+
+def test_an_interrupted_step_is_not_half_done(
+    machines: list[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Simulators().open()
+    session.load("t", 0)
+
+    def interrupted(machine: Machine, live: Tally, action: str) -> Moved:
+        step(machine, live, action)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject.simulator, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.step("a")
+    assert session.step("b") == expected("t0", ["b"])
+
+
+def test_a_forked_child_goes_on_in_a_process_of_its_own(machines: list[Machine]) -> None:
+    """What the hook does, without a fork; `test_sciworld_simulator` forks."""
+    pool = Simulators()
+    session = pool.open()
+    session.load("t", 0)
+    session.step("a")
+    taken, done = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with pool.lock:
+            taken.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    taken.wait(30)
+    subject._forked()
+    free = pool.lock.acquire(blocking=False)
+    done.set()
+    thread.join(30)
+    assert free
+    pool.lock.release()
+    assert session.step("b") == expected("t0", ["a", "b"])
+    assert len(machines) == 2
+    assert not machines[0].dead
+    assert machines[0].steps == 1

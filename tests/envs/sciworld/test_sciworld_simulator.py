@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -279,3 +281,30 @@ async def test_in_a_worker_the_episode_goes_on() -> None:
             await session.close()
             await twin.close()
     assert not Path(f"/proc/{another}").exists()
+
+
+FORKS = """
+import os
+from rollwave.envs.sciworld.pool import Simulators
+
+pool = Simulators(heap_mib=256)
+session = pool.open()
+session.load("boil", 0, "")
+first = session.step("wait1").moves
+child = os.fork()
+assert session.step("wait1").moves == first + 1
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    assert session.step("wait1").moves == first + 2
+    assert pool.rebuilt == 0
+else:
+    assert pool.rebuilt == 1
+pool.close()
+"""
+
+
+def test_a_forked_child_makes_its_sessions_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
