@@ -26,7 +26,13 @@ from typing import Any
 import msgspec
 
 from ..engine.errors import ConfigError
-from ..learners.settings import AnyLearner, EvolSettings, GradientSettings, TrainingSettings
+from ..learners.settings import (
+    ALGORITHMS,
+    AnyLearner,
+    EvolSettings,
+    GradientSettings,
+    TrainingSettings,
+)
 from .config_rules import contradiction
 from .sections import (
     ControlSection,
@@ -88,7 +94,13 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
     """
     learner = document.get("learner")
     if isinstance(learner, dict):
-        document = {**document, "learner": {"algorithm": "agent_evol"} | learner}
+        learner = {"algorithm": "agent_evol"} | learner
+        if learner["algorithm"] not in ALGORITHMS:
+            raise ConfigError(
+                f"{name}: learner.algorithm = {learner['algorithm']!r}: it must be one of "
+                f"{', '.join(ALGORITHMS)}"
+            )
+        document = {**document, "learner": learner}
     try:
         config = msgspec.convert(document, CampaignConfig)
     except (msgspec.ValidationError, ConfigError) as error:

@@ -8,6 +8,8 @@ Not here: where they are read from (`actors.config`).
 
 from __future__ import annotations
 
+from typing import Final, get_args
+
 from .base import Settings
 from .evolution import Choose, EvolSettings, Merge, RejectionSettings, Start, Weight
 from .learner import Exploration, History, LearnerSettings, Scope
@@ -28,7 +30,11 @@ AnyLearner = (
 )
 """The settings of any algorithm; `algorithm` tells them apart."""
 
+ALGORITHMS: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(AnyLearner))
+"""The names that `algorithm` takes."""
+
 __all__ = [
+    "ALGORITHMS",
     "AnyLearner",
     "Choose",
     "Contrast",

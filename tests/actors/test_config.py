@@ -161,7 +161,7 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
         (MINIMAL + "[stop]\nsteps = -1\n", "stop.steps must be 0 or more"),
         (MINIMAL + "[stop]\nmin_entropy = 1.5\n", "stop.min_entropy is a share in [0, 1]"),
         (MINIMAL + "[stop]\nmax_format_errors = -1.0\n", "stop.max_format_errors is a share"),
-        (MINIMAL + '[learner]\nalgorithm = "grop"\n', "grop"),
+        (MINIMAL + '[learner]\nalgorithm = "grop"\n', "'grop': it must be one of agent_evol, "),
         (MINIMAL + "[cloning]\nevaluate_every = 5\n", "cloning.evaluate_every must be 0"),
         (
             MINIMAL
