@@ -82,11 +82,11 @@ def test_what_is_run_with_m_runs() -> None:
     for path in sources:
         named |= set(re.findall(r"-m rollwave\.benchmarks\.(\w+)", path.read_text("utf-8")))
     assert len(named) > 3
-    idle = [
-        name
-        for name in named
-        if '__name__ == "__main__"' not in (ROOT / f"benchmarks/{name}.py").read_text("utf-8")
-    ]
+    files = {name: ROOT / f"benchmarks/{name}.py" for name in named}
+    for name, path in files.items():
+        if path.with_suffix("").is_dir():
+            files[name] = path.with_suffix("") / "__main__.py"
+    idle = [n for n, p in files.items() if '__name__ == "__main__"' not in p.read_text("utf-8")]
     assert idle == []
 
 
