@@ -15,16 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .training import SECONDS, SIDE, end_of, install_trl
+from .training import SIDE, answer, end_of, install_trl
 from .training_job import WORDS, Job
 from .training_side import pairs_of, samples_of
 
@@ -118,20 +116,10 @@ def theirs(job: Job, python: Path) -> Numbers:
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
-        file, gradients = Path(folder) / "job.json", Path(folder) / "gradients.safetensors"
+        gradients = Path(folder) / "gradients.safetensors"
         asked = job | {"gradients": str(gradients)}
-        file.write_text(json.dumps(_padded(asked) if job["kind"] == "grpo" else asked), "utf-8")
-        done = subprocess.run(
-            [str(python), str(SIDE), str(file)],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        if done.returncode:
-            raise SystemExit(f"TRL failed:\n{done.stderr[-2000:]}")
-        figures = json.loads(done.stdout.splitlines()[-1])
+        asked = _padded(asked) if job["kind"] == "grpo" else asked
+        figures = answer([str(python), str(SIDE)], asked)
         found = numbers(figures["losses"][0], load_file(gradients))
     return found | {"versions": figures["versions"]}
 

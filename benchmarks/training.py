@@ -111,14 +111,22 @@ def course(kind: str, model: Path, size: Size, lr: float) -> Course:
 
 
 def measure(name: str, job: Job, python: Path | None) -> Figures:
-    """Run one measurement in a process of its own; its last line is JSON."""
+    """Run one measurement in a process of its own."""
+    ours = [sys.executable, "-m", "rollwave.benchmarks.training_side"]
+    return answer(ours if name == OURS else [str(python), str(SIDE)], job)
+
+
+def answer(command: Sequence[str], job: Mapping[str, Any]) -> Figures:
+    """Give a side its job as a file; the last line that it prints is its answer, as JSON.
+
+    Raises:
+        SystemExit: it failed; with the end of what it said.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job), "utf-8")
-        ours = [sys.executable, "-m", "rollwave.benchmarks.training_side"]
-        command = [*(ours if name == OURS else [str(python), str(SIDE)]), str(file)]
         done = subprocess.run(
-            command,
+            [*command, str(file)],
             capture_output=True,
             text=True,
             timeout=SECONDS,
