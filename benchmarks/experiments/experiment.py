@@ -47,6 +47,8 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """-1: the last one."""
     chosen: bool = False
     """The wave that the arm's dev tasks chose, in place of `wave`."""
+    metric: str = ""
+    """One of the learner's figures of that wave (`runs.KEPT`) in place of test success."""
 
 
 class Test(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +56,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: str
     terms: tuple[Term, ...]
+    unit: str = "points"
     __test__ = False  # for pytest: this is no test case
 
 

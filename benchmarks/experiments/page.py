@@ -17,7 +17,7 @@ from .experiment import Arm, Experiment
 from .runs import Outcome
 from .verdict import Find, Verdict, finished
 
-HEADER = ("experiment", "contrast", "points [95 %]", "seeds > 0", "p, Holm", "says", "needs")
+HEADER = ("experiment", "contrast", "mean [95 %]", "seeds > 0", "p, Holm", "says", "needs")
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
@@ -26,7 +26,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
         [
             verdict.experiment.id,
             verdict.test.name,
-            str(verdict.contrast),
+            f"{verdict.contrast} {verdict.test.unit}",
             f"{verdict.contrast.positive} of {verdict.contrast.seeds}",
             f"{verdict.corrected:.3f}",
             verdict.word,

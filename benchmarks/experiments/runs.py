@@ -17,13 +17,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from ...engine.errors import StoreError
 from ..report import commit
 from .experiment import Arm
+
+KEPT: Final = ("entropy", "chosen_reward", "rejected_reward")
+"""The learner's figures that are kept, where it gives them: each is what a claim is about."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -36,6 +39,8 @@ class Point(msgspec.Struct, frozen=True):
     steps: int
     explored: int
     kept: int
+    metrics: dict[str, float] = {}
+    """Of `KEPT`, over the last optimiser step of the wave."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,15 +58,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     commit: str
 
-    def at(self, wave: int, *, chosen: bool = False) -> float:
-        """Test success after a wave, in percent; of the last wave where it ended before.
+    def at(self, wave: int, *, chosen: bool = False, metric: str = "") -> float:
+        """Test success after a wave, in percent, or a metric; where it ended before, the last.
 
         A campaign that could learn nothing more stands still: its later waves are its last.
+
+        Raises:
+            LookupError: that wave has no such metric.
         """
         if chosen:
             wave = self.best
         upto = [point for point in self.points if wave < 0 or point.wave <= wave]
-        return upto[-1].test
+        if not metric:
+            return upto[-1].test
+        if metric not in upto[-1].metrics:
+            raise LookupError(f"wave {upto[-1].wave} of run {self.key} has no {metric}")
+        return upto[-1].metrics[metric]
 
 
 def run(arm: Arm, seed: int, out: Path) -> Outcome:
@@ -97,8 +109,10 @@ def read(arm: Arm, seed: int, report: Mapping[str, Any]) -> Outcome:
                 row["steps"],
                 row["explored"],
                 row["kept"],
+                {name: row["metrics"][name] for name in KEPT if _finite(row["metrics"], name)},
             )
             for row in rows
+            if row["test"] is not None  # not every wave is evaluated: `evaluate.every`
         ),
         best=report["best"],
         stopped=report["stopped"],
@@ -106,6 +120,10 @@ def read(arm: Arm, seed: int, report: Mapping[str, Any]) -> Outcome:
         seconds=round(report["seconds"], 1),
         commit=commit(),
     )
+
+
+def _finite(metrics: Mapping[str, float | None], name: str) -> bool:
+    return metrics.get(name) is not None
 
 
 class Results:

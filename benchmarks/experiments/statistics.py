@@ -68,7 +68,8 @@ class Contrast:
         )
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        digits = 1 if max(abs(self.low), abs(self.high)) >= 1 else 3
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def sign_flips(values: Sequence[float], seed: int = 0) -> float:

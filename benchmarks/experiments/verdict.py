@@ -71,11 +71,11 @@ def judge(experiments: Sequence[Experiment], find: Find) -> list[Verdict]:
 
 
 def contrast_of(experiment: Experiment, terms: Sequence[Term], seed: int, find: Find) -> float:
-    """The weighted sum of a seed's figures, in points."""
+    """The weighted sum of a seed's figures, in the test's unit."""
     total = 0.0
     for term in terms:
         outcome = find(Arm.of(experiment, term.arm), seed)
         if outcome is None:
             raise LookupError(f"{experiment.id}: {term.arm}, seed {seed} is not finished")
-        total += term.weight * outcome.at(term.wave, chosen=term.chosen)
+        total += term.weight * outcome.at(term.wave, chosen=term.chosen, metric=term.metric)
     return total

@@ -198,16 +198,24 @@ def test_what_is_kept_of_a_report() -> None:
         "kept": 25,
         "dev": {"success_rate": 0.5},
         "test": {"success_rate": 0.25},
+        "metrics": {"loss": 1.0, "entropy": 0.5, "chosen_reward": None},
     }
     report = {
-        "rows": [row, row | {"arm": "control", "wave": 1}],
+        "rows": [
+            row,
+            row | {"arm": "control", "wave": 1},
+            row | {"wave": 1, "dev": None, "test": None},  # was not evaluated
+        ],
         "best": 0,
         "stopped": "all 0 waves were run",
         "turns": 12,
         "seconds": 1.26,
     }
     found = read(Arm.of(small(), "more"), 2, report)
-    assert found.points == (Point(0, 25.0, 50.0, 8, 0, 25),)
+    assert found.points == (Point(0, 25.0, 50.0, 8, 0, 25, {"entropy": 0.5}),)
+    assert found.at(0, metric="entropy") == 0.5
+    with pytest.raises(LookupError, match=r"wave 0 .* no chosen_reward"):
+        found.at(0, metric="chosen_reward")
     assert (found.seed, found.turns, found.seconds) == (2, 12, 1.3)
 
 
@@ -217,6 +225,7 @@ def test_the_page_shows_every_seed_and_the_figure_is_a_picture(filled, tmp_path)
     text = markdown(experiment, judge([experiment], results.get), results.get, "images/e0.png")
     assert "| more | 50.0 | 51.0 | 52.0 | 53.0 | 54.0 | 55.0 | 52.5 |" in text
     assert "| more − less | +12.5 [" in text
+    assert "] points |" in text
     path = draw(experiment, results.get, tmp_path / "images" / "e0.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
