@@ -3,8 +3,8 @@
     python -m rollwave.benchmarks.experiments.rates --jobs 2
 
 Prints dev success of every rate after each wave. One test task is played and not looked at,
-because a campaign needs one. The rate with the best dev success, over the waves that the
-experiment's first contrast compares, is the one in the experiment's file.
+because a campaign needs one. The rate with the best dev success at the wave that the
+experiment's first contrast looks at (ETO: 2, DPO: 1) is the one in the experiment's file.
 
 Not here: the experiments (`__main__`), which take the rate as it is written there.
 """
