@@ -37,10 +37,12 @@ def named(names: Sequence[str]) -> list[Experiment]:
     return [load_experiment(path) for path in files if not names or path.stem in names]
 
 
-def missing(experiments: Sequence[Experiment], results: Results) -> Iterator[tuple[Arm, int]]:
-    """Runs that are not there yet, seed by seed, each once."""
+def missing(
+    experiments: Sequence[Experiment], results: Results, seeds: int = 0
+) -> Iterator[tuple[Arm, int]]:
+    """Runs that are not there yet, seed by seed, each once; of the first `seeds`, 0 = of all."""
     seen: set[str] = set()
-    for seed in range(max((e.seeds for e in experiments), default=0)):
+    for seed in range(seeds or max((e.seeds for e in experiments), default=0)):
         for experiment in experiments:
             for name in experiment.arms if seed < experiment.seeds else ():
                 arm = Arm.of(experiment, name)
@@ -50,12 +52,11 @@ def missing(experiments: Sequence[Experiment], results: Results) -> Iterator[tup
 
 
 def play(
-    experiments: Sequence[Experiment], results: Results, out: Path, jobs: int, minutes: float
+    left: Sequence[tuple[Arm, int]], results: Results, out: Path, jobs: int, minutes: float
 ) -> None:
-    """Run what is missing, `jobs` campaigns at a time, beginning none after `minutes`."""
+    """Run what is left, `jobs` campaigns at a time, beginning none after `minutes`."""
     output = Output()
     until = time.monotonic() + 60 * minutes
-    left = list(missing(experiments, results))
     total = len(left)
 
     def one(work: tuple[Arm, int]) -> Outcome | None:
@@ -93,6 +94,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", help="e01, e02, …; all without any")
     parser.add_argument("--jobs", type=int, default=1, help="campaigns at a time")
+    parser.add_argument("--seeds", type=int, default=0, help="run the first ones only; 0: all")
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no run after so many")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -109,7 +111,8 @@ def main() -> int:
         there = ", ".join(sorted(path.stem for path in FILES.glob("e*.toml")))
         parser.error(f"no experiment {min(unknown)}; there are: {there}")
     if options.minutes > 0:
-        play(experiments, results, options.out, options.jobs, options.minutes)
+        left = list(missing(experiments, results, options.seeds))
+        play(left, results, options.out, options.jobs, options.minutes)
     verdicts = judge(experiments, results.get)
     output.table(list(HEADER), rows(verdicts), title="Paired over seeds")
     lacking = len(list(missing(experiments, results)))

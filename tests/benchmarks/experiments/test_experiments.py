@@ -177,6 +177,7 @@ def test_a_seed_counts_when_all_its_arms_are_there(filled, tmp_path) -> None:
     assert len(left) == 12 - 3
     assert [seed for _, seed in left] == sorted(seed for _, seed in left)
     assert list(command.missing([experiment], results)) == []
+    assert {seed for _, seed in command.missing([experiment], less, 2)} == {0, 1}
 
 
 def test_results_are_read_back_and_a_damaged_line_is_named(filled) -> None:
