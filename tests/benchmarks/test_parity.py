@@ -31,6 +31,12 @@ def test_losses_and_gradients_are_those_that_trl_gave(jobs, kind):
     assert furthest(ours(jobs[kind]), golden) < TOLERANCE
 
 
+def test_the_dpo_loss_is_trls_to_a_millionth(jobs):
+    """Both take it of the same log-probs of the same reference."""
+    golden = json.loads(GOLDEN.read_text("utf-8"))["dpo"]
+    assert ours(jobs["dpo"])["loss"] == pytest.approx(golden["loss"], abs=1e-6)
+
+
 def test_the_comparison_sees_another_loss_and_another_gradient(jobs):
     golden = json.loads(GOLDEN.read_text("utf-8"))
     assert furthest(ours(jobs["grpo"]), golden["dapo"]) > TOLERANCE

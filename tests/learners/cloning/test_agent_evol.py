@@ -65,18 +65,50 @@ def test_the_tabular_em_step_is_exact(make, arms):
         assert mass[words[arm]] / mass.total() == p * reward / value
 
 
-@given(st.lists(st.tuples(st.integers(1, 99), st.integers(0, 20)), min_size=2, max_size=6))
-def test_expected_reward_never_falls_in_an_em_step(arms):
-    """J rises by Var(r) / E(r): exact arithmetic on a bandit."""
-    total = sum(w for w, _ in arms)
-    policy = [Fraction(w, total) for w, _ in arms]
-    rewards = [Fraction(r, 20) for _, r in arms]
-    before = sum(p * r for p, r in zip(policy, rewards, strict=True))
-    if before == 0:
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=2, max_size=4),
+    st.integers(0, 2),
+)
+def test_the_bound_rises_and_the_expected_reward_by_the_variance_over_the_mean(make, arms, other):
+    """J(q, π) = E_q[log r] − KL(q ‖ π), with q as the data's weights make it."""
+    if not any(reward for _, reward in arms):
         return
-    updated = [p * r / before for p, r in zip(policy, rewards, strict=True)]
-    after = sum(p * r for p, r in zip(updated, rewards, strict=True))
-    variance = sum(p * (r - before) ** 2 for p, r in zip(policy, rewards, strict=True))
+    words = ("up", "down", "left", "right")
+    rewards = {word: Fraction(reward, 20) for word, (_, reward) in zip(words, arms, strict=False)}
+    pulls = sum(times for times, _ in arms)
+    policy = {word: Fraction(times, pulls) for word, (times, _) in zip(words, arms, strict=False)}
+    wave = [
+        make.attempt(0, 10 * arm + n, words[arm], reward=reward / 20)
+        for arm, (times, reward) in enumerate(arms)
+        for n in range(times)
+    ]
+    learner = evol(
+        weight="reward", merge="none", thresholds={"*": -1.0}, per_task_cap=0, distinct=False
+    )
+    dataset = learner.select([], [wave])
+    mass: Counter[str] = Counter()
+    for trajectory, weight in zip(dataset, dataset.weights, strict=True):
+        mass[trajectory.turns[0].action] += Fraction(weight).limit_denominator(1000)
+    q = {word: mass[word] / mass.total() for word in policy}
+
+    def bound(q: dict, policy: dict) -> float:
+        return math.fsum(
+            float(share) * math.log(rewards[word] * policy[word] / share)
+            for word, share in q.items()
+            if share
+        )
+
+    def mean(policy: dict) -> Fraction:
+        return sum(policy[word] * rewards[word] for word in policy)
+
+    before, after = mean(policy), mean(q)
+    # The E step makes the bound tight; the M step, whose optimum is q itself, raises it.
+    assert bound(q, policy) == pytest.approx(math.log(before), abs=1e-9)
+    assert bound(q, q) >= bound(q, policy) - 1e-12
+    off = {word: (share + (k == other)) / 2 for k, (word, share) in enumerate(q.items())}
+    if all(off[word] for word, share in q.items() if share):
+        assert bound(q, off) <= bound(q, q) + 1e-12
+    variance = sum(policy[word] * (rewards[word] - before) ** 2 for word in policy)
     assert after - before == variance / before >= 0
 
 

@@ -17,7 +17,7 @@ from rollwave.learners.model.policy import (  # noqa: E402
     context_length,
 )
 from rollwave.learners.settings import LoraSettings  # noqa: E402
-from rollwave.learners.training.collate import collate  # noqa: E402
+from rollwave.learners.training.collate import Batch, collate  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,26 @@ def test_logprobs_do_not_depend_on_padding_or_order(policy, samples):
     alone = [logprobs(policy, [s])[0] for s in samples]
     assert close(logprobs(policy, samples), alone)
     assert close(logprobs(policy, samples[::-1])[::-1], alone)
+
+
+@pytest.mark.parametrize("packing", ["auto", "never"])
+def test_padding_at_the_left_gives_the_same_as_at_the_right(tiny, samples, packing):
+    """Ours stands at the right always; a loss may not depend on it."""
+    policy = Policy.load(tiny, device="cpu", packing=packing)
+    right = collate(samples)
+    lengths = right.attention.sum(1).tolist()
+    width = right.token_ids.shape[1]
+
+    def rolled(values: torch.Tensor) -> torch.Tensor:
+        rows = [row.roll(width - n) for row, n in zip(values, lengths, strict=True)]
+        return torch.stack(rows)
+
+    each = (right.token_ids, right.attention, right.loss_mask, right.logprobs)
+    left = Batch(*map(rolled, each), right.weights)
+    assert not left.attention[:, 0].all()
+    with torch.no_grad():
+        expected = rolled(policy.logprobs(right))
+        assert torch.allclose(policy.logprobs(left), expected, rtol=0, atol=1e-6)
 
 
 def test_a_model_without_logits_to_keep_gives_the_same(policy, samples):

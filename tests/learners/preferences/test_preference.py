@@ -188,6 +188,36 @@ def lost_mask(start: str, trajectory) -> bytes:
     return bytes(tokenise(load_renderer(start), trajectory).loss_mask)
 
 
+def test_more_of_the_same_beginning_outside_the_mask_leaves_h_alone(tiny, items):
+    """In a model whose tokens see the one before them only: what else is said changes nothing."""
+
+    def blind(policy: Policy) -> Policy:
+        with torch.no_grad():
+            for name, parameter in policy.trainable().items():
+                if "o_proj" in name:
+                    parameter.zero_()
+        return policy
+
+    def longer(sample: Sample) -> Sample:
+        more = [3, 7, 5, 9]
+        return replace(
+            sample,
+            token_ids=[*more, *sample.token_ids],
+            loss_mask=bytes(len(more)) + bytes(sample.loss_mask),
+            logprobs=(),
+        )
+
+    more = [PairSample(longer(item.chosen), longer(item.rejected)) for item in items]
+    learner, policy, start = objective(), blind(nudged(loaded(tiny))), blind(loaded(tiny))
+    with torch.no_grad():
+        one, other = (
+            learner.compare(policy, learner.prepare(start, given)) for given in (items, more)
+        )
+    assert one.advantage().abs().min() > 1e-3
+    assert torch.allclose(one.advantage(), other.advantage(), atol=1e-5)
+    assert torch.equal(one.chosen_tokens, other.chosen_tokens)
+
+
 def test_the_reference_is_the_start_also_when_a_run_goes_on(tiny, items):
     """`prepare` alone settles it: a policy that has moved is compared with where it began."""
     learner = objective()
