@@ -6,7 +6,8 @@
 `[cloning]` and `[learner]` are the learners' own settings (`learners.settings`).
 Every section but `environment` may be left out; every key has a default (`sections`).
 `--set section.key=value` overrides one key. The staleness that a learner takes is that of
-the run, unless it is given by itself.
+the run, unless it is given by itself; with any, importance weights are on, unless it is said
+what they are.
 
 Invariant: a config that loads can be started; what only the machine can tell
 (a missing backend, a missing model directory) is checked before the first episode.
@@ -18,7 +19,7 @@ does with it (`campaign`).
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,19 +106,25 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
         config = msgspec.convert(document, CampaignConfig)
     except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{name}: {error}") from None
-    if isinstance(learner, dict) and "max_staleness" not in learner:
-        config = _followed(config)
+    if isinstance(learner, dict):
+        config = _followed(config, learner)
     if found := contradiction(config):
         raise ConfigError(f"{name}: {found}")
     return config
 
 
-def _followed(config: CampaignConfig) -> CampaignConfig:
-    """Let the learner take what the run makes: no older trajectories, and no younger."""
-    learner = config.learner
-    if not isinstance(learner, GradientSettings) or config.run.max_staleness < 0:
+def _followed(config: CampaignConfig, said: Mapping[str, Any]) -> CampaignConfig:
+    """Let the learner take what the run makes: no older trajectories, and no younger; and weigh
+    what an older policy sampled, where nothing is said of that."""
+    learner, staleness = config.learner, config.run.max_staleness
+    if not isinstance(learner, GradientSettings) or staleness < 0:
         return config
-    learner = msgspec.structs.replace(learner, max_staleness=config.run.max_staleness)
+    if "max_staleness" not in said:
+        learner = msgspec.structs.replace(learner, max_staleness=staleness)
+    if staleness and "importance" not in said:
+        learner = msgspec.structs.replace(
+            learner, importance=msgspec.structs.replace(learner.importance, correction="token")
+        )
     return msgspec.structs.replace(config, learner=learner)
 
 

@@ -4,8 +4,9 @@
 
 Invariant: a pure function of the step. A counter would be one behind after a resume.
 
-Source: algorithms 1.10. Not here: token budgets, which must grow with H, or truncation and
-not the horizon is the curriculum (`actors.config`).
+Source: AgentGym-RL, arXiv 2509.08755, and its code, whose counter is one stage behind after a
+resume, or two ahead. Simplified: nothing. An episode has no budget of tokens but the model's
+context, so what it may say grows with H. Not here: which turns are played (`actors.explorer`).
 """
 
 from __future__ import annotations

@@ -224,14 +224,12 @@ class PolicyGradient(Objective[Rollout]):
         settings = self._settings.importance
         ratio = log_ratios(trainer, sampler, actions)
         mask = ratio_mask(ratio, actions, settings.mask, settings.bounds)
-        weights = torch.ones_like(trainer)
-        if settings.correction == "token":
-            weights = token_weights(ratio, actions, settings.cap)
-        elif settings.correction == "sequence":
-            weights = sequence_weights(ratio, actions, settings.cap)
-        if settings.correction != "none":
-            capped = (weights >= settings.cap)[actions]
-            self.ready.figures["weight_capped"] = float(capped.float().mean())
+        by_sequence = settings.correction == "sequence"
+        capped = (sequence_weights if by_sequence else token_weights)(ratio, actions, settings.cap)
+        self.ready.figures["weight_capped"] = float(
+            (capped >= settings.cap)[actions].float().mean()
+        )
+        weights = torch.ones_like(trainer) if settings.correction == "none" else capped
         zero = torch.zeros_like(trainer)
         whole = Target(
             mask=mask,

@@ -185,5 +185,6 @@ def _figures(trajectories: Sequence[Trajectory], staleness: Sequence[int]) -> di
         "success_rate": statistics.fmean(float(t.success) for t in trajectories),
         "turns": statistics.fmean(len(t.turns) for t in trajectories),
         "staleness_mean": statistics.fmean(staleness),
+        "overlong": statistics.fmean(map(overlong, trajectories)),
         "trajectories": float(len(trajectories)),
     }

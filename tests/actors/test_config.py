@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rollwave.actors.config import CampaignConfig, load_config, parse_config
 from rollwave.engine.errors import ConfigError
 from rollwave.learners.settings import GrpoSettings, PpoSettings
+from rollwave.learners.settings.policy_gradient import ImportanceSettings
 
 MINIMAL = """
 [environment]
@@ -186,6 +187,21 @@ def test_a_learner_takes_what_the_run_makes_unless_it_says_otherwise(tmp_path: P
     own = load(tmp_path, ahead + '[learner]\nalgorithm = "ppo"\nmax_staleness = 1\n').learner
     assert isinstance(own, PpoSettings)
     assert own.max_staleness == 1
+
+
+def test_what_an_older_policy_sampled_is_weighted_unless_it_is_said_how(tmp_path: Path) -> None:
+    def importance(staleness: int, more: str = "") -> ImportanceSettings:
+        text = f'[run]\nmax_staleness = {staleness}\n[learner]\nalgorithm = "grpo"\n{more}'
+        learner = load(tmp_path, MINIMAL + text).learner
+        assert isinstance(learner, GrpoSettings)
+        return learner.importance
+
+    assert importance(0) == ImportanceSettings()
+    assert importance(1) == ImportanceSettings(correction="token", cap=2.0)
+    masked = importance(1, '[learner.importance]\nmask = "geometric"\n')
+    assert masked == ImportanceSettings(mask="geometric")
+    off = importance(1, '[learner.importance]\ncorrection = "none"\n')
+    assert off == ImportanceSettings()
 
 
 def test_the_file_itself_is_named(tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ def test_corrections_of_another_sampler(tiny, wave):
 
     plain, targets = settled()
     assert plain.figures["logprob_mismatch"] == pytest.approx(0.1, abs=1e-3)
+    assert plain.figures["weight_capped"] == 0  # told also where nothing is corrected
+    assert settled(cap=1.05)[0].figures["weight_capped"] == 1
     assert all(target.weights.eq(1).all() for target in targets)
     token = settled(correction="token")[1]
     assert all(torch.allclose(t.weights[t.mask].log(), torch.tensor(0.1), atol=1e-3) for t in token)
@@ -282,6 +284,7 @@ def test_masked_trajectories_are_counted_and_left_out(tiny, wave, tmp_path):
     rules = settings(zero_variance="keep", reward=RewardSettings(overlong="mask"))
     report = learn(tiny, cut + wave[2:], tmp_path / "o", rules)
     assert report.dropped == {"overlong": 2}
+    assert report.metrics["overlong"] == pytest.approx(2 / 18)
 
 
 def test_a_policy_on_a_leash(tiny, wave, sample, tmp_path):
