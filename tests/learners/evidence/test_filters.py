@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollwave.engine.codec import pack_floats, pack_tokens
 from rollwave.engine.errors import BadSample, EmptyWave, FaultKind
 from rollwave.engine.trajectory import Fault, FinishReason, Outcome, Trajectory, Turn
 from rollwave.learners.base import Sample
@@ -120,6 +121,7 @@ def raising(trajectory: Trajectory) -> Sample:
 def test_each_reason_for_dropping_is_named():
     fault = Fault(FaultKind.ENVIRONMENT, "it broke")
     assert reasons(make(outcome=Outcome.FAULT, reward=None, fault=fault)) == {"fault": 1}
+    assert reasons(make(fault=fault)) == {"fault": 1}  # whatever its outcome says
     assert reasons(make(outcome=Outcome.CANCELLED, reward=None)) == {"cancelled": 1}
     assert reasons(make(actions="")) == {"no_turns": 1}
     assert reasons(make(), raising) == {"bad_sample": 1}
@@ -178,6 +180,35 @@ def test_choose_first_shortest_and_random():
         records, 1, choose="random", seed=4
     )
     assert capped(records, 0).kept == records
+
+
+def test_turns_that_broke_the_format_are_told_apart_by_what_they_said():
+    def said(number: int, text: str) -> Trajectory:
+        return make(0, number, turns=(Turn("o", text, "", 0.0, format_error=True),))
+
+    records = [said(0, "hm"), said(1, "well"), said(2, "hm")]
+    assert distinct(records).kept == records[:2]
+
+
+def test_the_same_actions_at_other_tasks_or_environments_are_no_repetition():
+    records = [make(0), make(1), make(0, env="maze-v1"), make(0, 1)]
+    assert distinct(records).kept == records[:3]
+
+
+def test_of_equally_short_ones_that_with_fewer_tokens_is_the_shortest():
+    def wrote(number: int, tokens: int) -> Trajectory:
+        turn = Turn("o", "up", "up", 0.0, 1, 1 + tokens, finish=FinishReason.STOP)
+        return make(
+            0,
+            number,
+            turns=(turn,),
+            token_ids=pack_tokens(range(1 + tokens)),
+            loss_mask=b"\x00" + b"\x01" * tokens,
+            logprobs=pack_floats([0.0] * (1 + tokens)),
+        )
+
+    records = [wrote(0, 3), wrote(1, 2), wrote(2, 2)]
+    assert capped(records, 1, choose="shortest").kept == [records[1]]
 
 
 def test_a_random_choice_does_not_depend_on_other_tasks():

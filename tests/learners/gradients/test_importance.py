@@ -61,16 +61,26 @@ def test_masks_only_take_away_and_keep_equal_policies_whole(row, kind):
     [
         ("geometric", [1.2, 1 / 1.2, 1.0], [True] * 3),
         ("geometric", [1.03, 1.03, 1.0], [False] * 3),
+        ("geometric", [0.98, 0.98, 1.0], [False] * 3),
+        ("product", [0.6, 0.7, 1.0], [False] * 3),
         ("product", [1.5, 1.3, 1.0], [True] * 3),
         ("product", [1.5, 1.5, 1.0], [False] * 3),
         ("outlier", [90.0, 0.001, 1.0], [True] * 3),
         ("outlier", [101.0, 1.0, 1.0], [False] * 3),
+        ("outlier", [0.00009, 1.0, 1.0], [False] * 3),
         ("icepop", [2.1, 1.9, 0.4], [False, True, False]),
     ],
 )
 def test_the_usual_bounds(kind, ratios, kept):
     mask = torch.ones(1, 3, dtype=torch.bool)
     assert ratio_mask(torch.tensor([ratios]).log(), mask, kind).tolist() == [kept]
+
+
+def test_a_geometric_mean_is_one_over_action_tokens():
+    """Observations do not dilute it: here half of the row."""
+    mask = torch.tensor([[True, True, False, False]])
+    ratio = torch.where(mask, math.log(1.015), 0.0)
+    assert not ratio_mask(ratio, mask, "geometric").any()
 
 
 def test_bounds_may_be_given():

@@ -58,6 +58,17 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative(value):
     assert not estimate(REF.log(), REF.log(), "k3").any()
 
 
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k3+"])
+@pytest.mark.parametrize("far", [-1e4, 1e4])
+def test_policies_far_apart_give_a_large_number_and_no_infinity(kind, far):
+    logprobs = torch.tensor([far - 1e4], requires_grad=True)
+    value = estimate(logprobs, torch.tensor([-1e4]), kind)
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert value.abs() >= 19
+    assert logprobs.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("where", ["reward", "k2", "k3+"])
 def test_a_two_armed_bandit_on_a_leash_rests_where_it_should(where):
     """π ∝ π_ref e^{r/β}, by descent along the expected gradient."""
@@ -90,6 +101,22 @@ def test_the_controller_pulls_towards_its_target(kl, count):
     after = adapted(0.1, kl, target=0.1, horizon=10_000, count=count)
     assert (after - 0.1) * (kl - 0.1) >= 0
     assert 0 <= after <= 0.1 * (1 + 0.2 * count / 10_000) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [
+        (0.1, 1.0),
+        (0.11, 1 + 0.1 * 0.05),  # a tenth too much, over 500 of 10,000 trajectories
+        (0.09, 1 - 0.1 * 0.05),
+        (0.12, 1 + 0.2 * 0.05),
+        (5.0, 1 + 0.2 * 0.05),  # no error is answered beyond a fifth
+        (0.0, 1 - 0.2 * 0.05),
+    ],
+)
+def test_the_controller_answers_the_relative_error(kl, factor):
+    found = adapted(0.3, kl, target=0.1, horizon=10_000, count=500)
+    assert found == pytest.approx(0.3 * factor, rel=1e-9)
 
 
 @pytest.mark.parametrize("horizon", [1.0, 100.0])

@@ -87,11 +87,22 @@ def test_spread_rewards():
 def test_penalties_stand_where_they_were_earned():
     trajectory = played([1, 2, 1], errors={1})
     assert placed(trajectory, invalid_penalty=0.1)[6] == -0.1
+    # At the end it is taken off what was earned there; and every turn pays its own.
+    assert placed(played([1, 1], errors={1}), invalid_penalty=0.25)[5] == 0.75
+    both = placed(played([1, 1], errors={0, 1}), placement="segments", invalid_penalty=0.25)
+    assert sum(both) == pytest.approx(0.5)
     cut = played([1], outcome=Outcome.TRUNCATED, truncation="tokens")
     assert placed(cut, overlong="penalty", overlong_penalty=0.25)[2] == 0.75
     assert placed(cut)[2] == 1.0
     turns = played([1], outcome=Outcome.TRUNCATED, truncation="turns")
     assert placed(turns, overlong="penalty", overlong_penalty=0.25)[2] == 1.0
+
+
+@given(lengths=lengths, paid=st.lists(rewards, min_size=5, max_size=5))
+def test_what_each_step_paid_arrives_also_where_a_turn_has_no_tokens(lengths, paid):
+    paid = paid[: len(lengths)]
+    made = placed(played(lengths, sum(paid), paid=paid), placement="turns")
+    assert sum(made) == pytest.approx(sum(paid), abs=1e-9)
 
 
 def test_a_turn_without_tokens_pays_at_a_neighbours():

@@ -80,6 +80,35 @@ def test_the_dual_clip_bounds_the_loss_of_bad_actions_alone(new, old, a):
         assert torch.equal(dual.loss, plain.loss)
 
 
+@given(new=logp, old=logp, a=advantage, dual=st.sampled_from([0.0, 1.5, 3.0]))
+def test_a_token_counts_as_stopped_where_its_gradient_is_gone(new, old, a, dual):
+    """What `clip_fraction` reports."""
+    made = clipped(
+        one(new), one(old), one(a), torch.tensor([[True]]), low=0.2, high=0.28, dual=dual
+    )
+    ratio = math.exp(new - old)
+    if abs(a) < 1e-3 or min(abs(ratio - bound) for bound in (0.8, 1.28, dual)) < 1e-3:
+        return
+    assert bool(made.stopped) == (gradient(new, old, a, dual_clip=dual) == 0)
+
+
+@pytest.mark.parametrize("kind", ["clip", "drop"])
+def test_there_is_no_loss_at_observations(kind):
+    """Whatever stands there: spread over a step it would count."""
+    mask = torch.tensor([[True, False]])
+    made = surrogate(
+        torch.tensor([[-1.0, -9.0]]),
+        torch.tensor([[-1.0, -0.1]]),
+        torch.tensor([[2.0, 2.0]]),
+        mask,
+        SurrogateSettings(kind=kind),
+    )
+    assert made.loss.tolist() == [[-2.0, 0.0]]
+    assert made.stopped.tolist() == [[False, False]]
+    values = value_loss(one(3.0), one(0.0), one(0.0), torch.tensor([[False]]), 0.5)
+    assert values.item() == 0
+
+
 def test_clip_higher_lets_a_rare_token_rise_further():
     # ratio 1.25 lies within 1.28 and outside 1.2
     new, old = math.log(1.25) - 2, -2.0
@@ -95,6 +124,11 @@ def test_drop_leaves_out_what_moved_too_far_the_way_it_was_pushed():
     made = dropped(new, old, a, mask, above=0.2, penalty=0.0)
     assert made.stopped.tolist() == [[True, False, False, True]]
     assert made.loss[0].tolist() == pytest.approx([0.0, 1.6, -0.4, 0.0])
+    # How much a token is wanted does not say how far it has moved.
+    for scale in (0.1, 10.0):
+        again = dropped(new, old, scale * a, mask, above=0.2, penalty=0.0)
+        assert torch.equal(again.stopped, made.stopped)
+    assert not dropped(new, old, a, mask, above=0.31, penalty=0.0).stopped.any()
     penalised = dropped(new, old, a, mask, above=0.2, penalty=1.0)
     squares = (new - old).square()
     assert torch.allclose(penalised.loss, made.loss + squares)
@@ -111,6 +145,9 @@ def test_the_value_loss_never_rewards_a_jump(v, old, target):
     mask = torch.tensor([[True]])
     clip = 0.5
     loss = float(value_loss(one(v), one(old), one(target), mask, clip))
+    bounded = old + max(-clip, min(clip, v - old))
+    worse = max((v - target) ** 2, (bounded - target) ** 2)
+    assert loss == pytest.approx(worse / 2, abs=1e-5)
     assert loss >= (v - target) ** 2 / 2 - 1e-5
     if abs(v - old) <= clip:
         assert loss == pytest.approx((v - target) ** 2 / 2, abs=1e-5)
