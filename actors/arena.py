@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
 from ..engine.errors import ConfigError
 from ..engine.store import Store
-from ..engine.trajectory import Wave
+from ..engine.trajectory import Trajectory, Wave
 from ..envs.base import EnvSpec, Task
 from ..envs.registry import resolve
 from .config import CampaignConfig
@@ -36,9 +36,37 @@ class Curriculum:
 
     spec: EnvSpec
     experts: list[Task]
+    """Those of experts that files bring are known once these are read (`following`)."""
     explore: list[Task]
     dev: list[Task]
     test: list[Task]
+    imports: bool = False
+    """The experts come from files."""
+
+    @property
+    def clones(self) -> bool:
+        """Whether there are experts to clone."""
+        return self.imports or bool(self.experts)
+
+    def following(self, shown: Sequence[Trajectory], config: CampaignConfig) -> Curriculum:
+        """The same with the tasks of experts that files brought.
+
+        Raises:
+            ConfigError: these tasks are to be explored, and they are too few.
+        """
+        named = {t.task_id: t for t in shown if t.split}
+        numbers = [int(name.rpartition("_")[2]) for name in named]
+        experts = self.spec.numbered(numbers) if numbers else []
+        if config.learner.scope != "expert_tasks":
+            return replace(self, experts=experts)
+        if len(experts) < max(1, config.rollout.batch):
+            least = f"rollout.batch = {config.rollout.batch}" if experts else "any exploration"
+            raise ConfigError(
+                f"learner.scope = 'expert_tasks': the experts of experts.path name {len(experts)} "
+                f"tasks of {self.spec.id}, too few for {least}: bring experts that name their "
+                "tasks (item_id), or explore others (learner.scope = 'all_tasks')"
+            )
+        return replace(self, experts=experts, explore=experts)
 
     @property
     def evaluation(self) -> tuple[Task, ...]:
@@ -63,10 +91,13 @@ def curriculum(config: CampaignConfig) -> Curriculum:
             )
         return found
 
-    experts = some(config.experts.split, config.experts.first, config.experts.tasks)
+    imports = bool(config.experts.paths)
+    experts: list[Task] = []
+    if not imports:
+        experts = some(config.experts.split, config.experts.first, config.experts.tasks)
     explore = some(config.rollout.split, config.rollout.first, config.rollout.tasks)
     if config.learner.scope == "expert_tasks":
-        explore = experts
+        explore = experts  # of files: none before they are read
     dev = some(config.evaluate.dev_split, config.evaluate.dev_first, config.evaluate.dev_tasks)
     test = some(config.evaluate.test_split, config.evaluate.test_first, config.evaluate.test_tasks)
     seen = {task.id for task in (*experts, *explore)}
@@ -78,7 +109,7 @@ def curriculum(config: CampaignConfig) -> Curriculum:
             f"{spec.id} is not deterministic, so nobody can go on behind an expert's turns in it: "
             "contrast whole trajectories"
         )
-    return Curriculum(spec, experts, explore, dev, test)
+    return Curriculum(spec, experts, explore, dev, test, imports)
 
 
 class Arena:

@@ -15,7 +15,7 @@
 With `run.max_staleness` = 0 explorer and campaign are one loop: while the learner holds a
 wave nothing asks for episodes, so the dispatcher admits none, and nothing is dropped.
 Above 0 the explorer is a task of its own (`ahead`), so many waves ahead at most. One wave
-m ≥ 1 (algorithms 1.11):
+m ≥ 1:
 
     explore with π_{m-1} → seal → select → train → publish π_m → evaluate → accept or roll back
 
@@ -102,7 +102,8 @@ async def run_campaign(
         cast: who trains and who samples.
 
     Raises:
-        ConfigError: the config cannot work, or the directory holds another campaign.
+        ConfigError: the config cannot work, the directory holds another campaign, or the files
+            of experts hold nothing to clone, or something else than when they were read.
         TooManyFaults: a wave had a larger share of faults than allowed.
         LearnerError: an evolution step could not be done (no expert can be learned from, say).
         DeadlineExceeded: a stage took too long; the text names it.
@@ -110,6 +111,7 @@ async def run_campaign(
         MissingDependency: a tracker's extra is not installed.
     """
     stages = Stages(config, Path(out), curriculum(config), watch or (lambda _: None))
+    imported = await stages.imports()  # before there is a run that a wrong path would be kept in
     settings = lasting(config)
     with ExitStack() as stores:
         main = stores.enter_context(Store.open(stages.out, settings=settings))
@@ -128,9 +130,9 @@ async def run_campaign(
             learner = await system.start(
                 ChildSpec(name="learner", factory=lambda: cast.learner(config, watch))
             )
-            await stages.experts(main)
+            stages = await stages.experts(main, imported)
             cloned = base
-            if stages.tasks.experts:
+            if stages.tasks.clones:
                 cloned = await stages.clone(learner, base, "policy-0000", config.cloning)
 
             def source() -> PolicySource:

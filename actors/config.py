@@ -102,6 +102,9 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
                 f"{', '.join(ALGORITHMS)}"
             )
         document = {**document, "learner": learner}
+    experts = document.get("experts")
+    if isinstance(experts, dict) and experts.get("path"):
+        document = {**document, "experts": {"tasks": 0} | experts}  # all that the files hold
     try:
         config = msgspec.convert(document, CampaignConfig)
     except (msgspec.ValidationError, ConfigError) as error:

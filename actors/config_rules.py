@@ -99,15 +99,24 @@ def _training(config: CampaignConfig) -> Iterator[str]:
 
 
 def _experts(config: CampaignConfig) -> Iterator[str]:
+    if config.experts.paths:
+        if not all(config.experts.paths):
+            yield "experts.path names a file or directory, or a list of them; one of these is empty"
+        return
+    if config.experts.replay:
+        yield "experts.replay needs experts.path: the environment's own expert plays in any case"
     if config.experts.tasks:
         return
     if config.learner.scope == "expert_tasks":
         yield (
-            "learner.scope = 'expert_tasks' needs experts.tasks above 0: it explores the "
-            "experts' tasks"
+            "learner.scope = 'expert_tasks' needs experts.tasks above 0, or experts.path: it "
+            "explores the experts' tasks"
         )
     if config.control.enabled:
-        yield "control.enabled needs experts.tasks above 0: the control learns from experts only"
+        yield (
+            "control.enabled needs experts.tasks above 0, or experts.path: the control learns "
+            "from experts only"
+        )
 
 
 def _splits(config: CampaignConfig) -> Iterator[str]:
@@ -130,7 +139,8 @@ def _exploration(config: CampaignConfig) -> Iterator[str]:
     rollout, learner = config.rollout, config.learner
     of_experts = learner.scope == "expert_tasks"
     pool = config.experts.tasks if of_experts else rollout.tasks
-    if rollout.batch > pool:
+    # How many tasks files have is seen when they are read (`arena`).
+    if rollout.batch > pool and not (of_experts and config.experts.paths):
         whose = "experts.tasks" if of_experts else "rollout.tasks"
         yield f"rollout.batch = {rollout.batch} is more than the {pool} of {whose}"
     if not all(turns > 0 for turns in rollout.horizon):

@@ -17,6 +17,7 @@ Not here: the stages one by one (`stages`), the rules (`learners.stopping`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import count, pairwise
@@ -32,6 +33,7 @@ from ..learners.stopping import Decision, Score, collapse, judge
 from .ahead import exploring_ahead
 from .arena import Arena
 from .explorer import Explored, Explorer
+from .imported import read_record
 from .protocol import UpdatePolicy
 from .report import Row, read_training
 from .stages import EXPERT_WAVE, Stages, is_finished
@@ -101,14 +103,16 @@ class Evolution:
         """Wave 0: the cloned policy."""
         row = Row("evolution", 0, 0, 0, 0, 0, None, None, self._cloned)
         await self._arena.publish(0, self._cloned)
-        if self._stages.tasks.experts:
+        if self._stages.tasks.clones:
             training = read_training(self._cloned)
+            imported = read_record(self._stages.out) if self._stages.tasks.imports else None
+            left_out = Counter(imported.left_out if imported else {})
             row = replace(
                 row,
                 steps=training.steps,
                 kept=training.kept,
                 metrics=training.metrics,
-                dropped=training.dropped,
+                dropped=dict(left_out + Counter(training.dropped)),
             )
             shown = await run_blocking(self._main.read, EXPERT_WAVE)
             self._solved.add(shown.trajectories)

@@ -34,15 +34,21 @@ _FREE: Final = frozenset(
         "run.max_fault_share",
         "inference.batch",
         "inference.kv_cache_gib",
+        "cloning.shard",
         "cloning.checkpoint_every",
         "cloning.checkpoint_seconds",
+        "learner.training.shard",
         "learner.training.checkpoint_every",
         "learner.training.checkpoint_seconds",
+        "learner.opening_training.shard",
         "learner.opening_training.checkpoint_every",
         "learner.opening_training.checkpoint_seconds",
     }
 )
 """Settings that may change when a campaign goes on."""
+
+_ADDED: Final[Mapping[str, str]] = {"experts.path": "()", "experts.replay": "False"}
+"""Settings that older runs do not have, with what they did."""
 
 
 def lasting(config: CampaignConfig) -> dict[str, str]:
@@ -72,7 +78,8 @@ def require_same(store: Store, settings: Mapping[str, str]) -> None:
             f"{store.path} holds a run of another command, no campaign: choose another --out "
             "directory"
         )
-    require_settings(store, settings)
+    known = {k: v for k, v in settings.items() if k in had or _ADDED.get(k) != v}
+    require_settings(store, known)
     for key in sorted(had.keys() - settings.keys()):
         raise ConfigError(
             f"{store.path} holds a run with {key} = {had[key]!r}, which is not set now: give the "

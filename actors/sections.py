@@ -85,13 +85,26 @@ class InferenceSection(Section, frozen=True):
 
 
 class ExpertsSection(Section, frozen=True):
-    """Where demonstrations come from: the environment's expert on some tasks of a split."""
+    """Where demonstrations come from: the environment's expert on some tasks of a split, or
+    files of others."""
 
     split: str = "train"
     first: int = 0
     """Skip so many tasks of the split: other seeds of an experiment take other tasks."""
     tasks: int = 40
-    """So many tasks of the split; 0 = no experts, and no cloning."""
+    """So many tasks of the split; 0 = no experts, and no cloning. With `path`: so many tasks of
+    the files, and 0, which is the default there, all of them."""
+    path: str | tuple[str, ...] = ()
+    """Files and directories with trajectories, in any format that `rollwave data` reads."""
+    replay: bool = False
+    """Play what the files hold again in the environment, and leave out what does not solve its
+    task here. Where an algorithm compares with experts, or goes on behind their turns, it is
+    done in any case."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files; none where the environment's own expert is asked."""
+        return (self.path,) * bool(self.path) if isinstance(self.path, str) else self.path
 
 
 class RolloutSection(Section, frozen=True):

@@ -9,14 +9,16 @@ Not here: their order (`campaign`, `evolution`), and how a step is trained (`lea
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import msgspec
 import trio
 
 from ..engine.blocking import run_blocking
+from ..engine.clock import deadline
 from ..engine.errors import ActorDead, AskFailed, ConfigError, LearnerError
 from ..engine.ref import ActorRef
 from ..engine.store import Store
@@ -25,8 +27,9 @@ from ..learners.settings import TrainingSettings
 from .arena import Curriculum
 from .config import CampaignConfig
 from .embedding import EngineSettings, open_engine
+from .imported import Imported, read_experts, require_unchanged, write_record
 from .learner import learner_error, stage_of
-from .monitor import Watch
+from .monitor import Snapshot, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
 from .waves import WavePlan, play_wave, read_sealed
 
@@ -53,12 +56,53 @@ class Stages:
             _make_tiny(path, self.tasks.spec, self.config)  # whole or not at all
         return str(path)
 
-    async def experts(self, main: Store) -> None:
-        """Wave 0: what the environment's expert does on the expert tasks."""
+    async def imports(self) -> Imported | None:
+        """Read the files of experts; None where there are none, or wave 0 holds them already.
+
+        Raises:
+            BadDataFile: a file is missing, damaged, or in no known format.
+            ConfigError: nothing in them can be cloned, or they name too few tasks to explore.
+            DeadlineExceeded: it took longer than a wave may.
+        """
+        if not self.tasks.imports or self.wave_path(EXPERT_WAVE).is_file():
+            return None
+        stage = "read experts"
+        with deadline(stage, self.config.run.wave_seconds):
+            self.watch(Snapshot(stage=stage))
+            left = Event()
+            try:
+                found = await run_blocking(
+                    read_experts, self.config, self.tasks, left.is_set, abandon_on_cancel=True
+                )
+            finally:
+                left.set()
+        self.tasks.following(found.trajectories, self.config)  # refused before there is a run
+        return found
+
+    async def experts(self, main: Store, imported: Imported | None = None) -> Stages:
+        """Wave 0: what the environment's expert does on the expert tasks, or what was imported.
+
+        Gives the stages with the tasks that are known then.
+
+        Raises:
+            ConfigError: the files are not what the run read.
+        """
         run = self.config.run
         share = run.max_fault_share
-        if not self.tasks.experts or await read_sealed(main, EXPERT_WAVE, max_fault_share=share):
-            return
+        if not self.tasks.clones:
+            return self
+        sealed = await read_sealed(main, EXPERT_WAVE, max_fault_share=share)
+        if sealed is None and imported is not None:
+            await run_blocking(write_record, self.out, imported.record)
+            await run_blocking(main.seal, EXPERT_WAVE, 0, imported.trajectories)
+            sealed = await read_sealed(main, EXPERT_WAVE)
+        elif self.tasks.imports:
+            await run_blocking(require_unchanged, self.out, abandon_on_cancel=True)
+        if self.tasks.imports:
+            assert sealed is not None  # `imports` read them where they were not sealed
+            return replace(self, tasks=self.tasks.following(sealed.trajectories, self.config))
+        if sealed is not None:
+            return self
         plan = WavePlan(
             number=EXPERT_WAVE,
             tasks=self.tasks.experts,
@@ -74,6 +118,7 @@ class Stages:
                 max_fault_share=share,
                 seconds=run.wave_seconds,
             )
+        return self
 
     async def clone(
         self, learner: ActorRef, start: str, name: str, settings: TrainingSettings
@@ -127,7 +172,7 @@ class Stages:
 
     def expert_paths(self) -> tuple[str, ...]:
         """Where the experts' wave is; nothing where there are no experts."""
-        return (str(self.wave_path(EXPERT_WAVE)),) if self.tasks.experts else ()
+        return (str(self.wave_path(EXPERT_WAVE)),) if self.tasks.clones else ()
 
     def wave_path(self, number: int) -> Path:
         """Where the main store keeps a wave."""

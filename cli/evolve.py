@@ -14,6 +14,7 @@ import typer
 
 from ..actors.campaign import run_campaign
 from ..actors.config import load_config
+from ..actors.imported import read_record
 from ..actors.report import CampaignResult
 from . import options
 from .campaign_tables import print_policies, print_waves
@@ -71,6 +72,10 @@ def draw(result: CampaignResult, output: Output) -> Path | None:
 def _print(result: CampaignResult, output: Output, seconds: float, figure: Path | None) -> None:
     print_waves(result, output)
     print_policies(result, output)
+    if (imported := read_record(Path(result.out))) is not None:
+        counts = ", ".join(f"{n:,} {reason}" for reason, n in imported.left_out.items())
+        said = f"; left out: {counts}" if counts else ""
+        output.text(f"{imported.kept:,} of {imported.read:,} trajectories became experts{said}")
     output.text(f"{result.turns:,} turns in {seconds:.0f} s; {result.stopped}")
     if result.unused:
         output.text(f"{result.unused:,} episodes were explored that no policy was trained on")

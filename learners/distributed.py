@@ -12,11 +12,12 @@ those of cloning, and the waves on disk:
     {"clone": {"epochs": 3}, "starts": {"last": "models/base"}, "experts": ["experts/wave"],
      "out": "models/cloned"}
 
-Each process holds the whole model (`processes`); on GPUs each takes its own. The result is
-that of one process, up to the rounding of sums in another order; the first process writes it,
-and prints the report as one line of JSON. The same command goes on after a crash.
+Each process holds the whole model (`training.processes`), or a part of its layers where the
+settings say `shard` (`model.sharding`); on GPUs each takes its own. The result is that of one
+process, up to the rounding of sums in another order; the first process writes it, and prints
+the report as one line of JSON. The same command goes on after a crash.
 
-Not here: models that do not fit into one GPU.
+Not here: several machines.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import msgspec
 from ..engine.errors import ConfigError, RollwaveError
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
-from .base import Evidence, Report
+from .base import Evidence, Progress, Report
 from .settings import AnyLearner, TrainingSettings
 
 SECONDS: Final = 1_800.0
@@ -80,8 +81,11 @@ def read_order(path: str) -> Order:
     return order
 
 
-def carry_out(order: Order) -> Report:
+def carry_out(order: Order, progress: Progress | None = None) -> Report:
     """Run the evolution step, in as many processes as torch's default group has.
+
+    Args:
+        progress: told of every step, in the first process.
 
     Raises:
         EvaluationLeak: an evaluation task is among the experts'.
@@ -106,13 +110,13 @@ def carry_out(order: Order) -> Report:
             start=evidence.start("last"),
             out=order.out,
             record={"algorithm": "behaviour_cloning"},
-            progress=_say,
+            progress=progress,
         )
     from .algorithms import evolve
 
     if order.learner is None:
         raise ConfigError("the order needs either `learner` or `clone`")
-    return evolve(order.learner, evidence, out=order.out, progress=_say)
+    return evolve(order.learner, evidence, out=order.out, progress=progress)
 
 
 def main() -> None:
@@ -138,7 +142,7 @@ def main() -> None:
             "nccl" if cuda else "gloo", timeout=timedelta(seconds=order.seconds)
         )
     try:
-        report = carry_out(order)
+        report = carry_out(order, _say)
         if Processes.current().first:
             sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     except RollwaveError as error:

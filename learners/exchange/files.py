@@ -79,7 +79,7 @@ def first_columns(path: Path) -> set[str]:
             return set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]))
         except UNREADABLE as error:
             raise BadDataFile(f"{path}, item 0 is not a record: {error}") from None
-    raise BadDataFile(f"{path} holds no records; name its format with --from to go on all the same")
+    raise BadDataFile(f"{path} holds no records, so nothing says which format it is in")
 
 
 def write_rows(path: Path, rows: Iterable[msgspec.Struct], schema: Any) -> None:

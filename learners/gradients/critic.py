@@ -14,6 +14,7 @@ Not here: its targets (`advantages`) and its loss (`losses`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "critic"
 _HEAD: Final = "head.safetensors"
+_PREFIX: Final = "critic."
 
 
 class Critic:
@@ -74,6 +76,7 @@ class Critic:
                 dtype=settings.dtype,
                 device=str(policy.device),
                 seed=settings.seed,
+                shard=settings.shard,
             )
         width = _width(policy)
         head = torch.nn.Linear(width, 1, bias=False, device=policy.device)
@@ -93,19 +96,24 @@ class Critic:
 
     def parameters(self) -> dict[str, Tensor]:
         """Trainable parameters by name, in a fixed order."""
-        named: dict[str, Tensor] = {"critic.head": self._head.weight}
+        named: dict[str, Tensor] = {f"{_PREFIX}head": self._head.weight}
         if self._trunk is not None:
-            named |= {f"critic.{name}": p for name, p in self._trunk.trainable().items()}
+            named |= {f"{_PREFIX}{name}": p for name, p in self._trunk.trainable().items()}
         return named
 
-    def save(self, out: Path) -> None:
-        """Write it below a model directory, where a server does not look for weights."""
+    def save(self, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write it below a model directory, where a server does not look for weights.
+
+        Args:
+            weights: its parameters among others, by name, where its layers are sharded.
+        """
         from safetensors.torch import save_file
 
         folder = out / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         if self._trunk is not None:
-            self._trunk.save(folder)
+            own = weights and {n.removeprefix(_PREFIX): p for n, p in weights.items()}
+            self._trunk.save(folder, own)
         weight = self._head.weight.detach().cpu().contiguous()
         save_file({"weight": weight}, folder / _HEAD)
 

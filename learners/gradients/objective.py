@@ -17,7 +17,7 @@ Not here: how advantages are made (`grpo`, `ppo`), and the formulas (`advantages
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,9 @@ class PolicyGradient(Objective[Rollout]):
     def tokens(self, item: Rollout) -> int:
         return len(item.sample.token_ids)
 
+    def kind(self, item: Rollout) -> float:
+        return item.temperature
+
     def denominator(self, batch: Sequence[Rollout]) -> float:
         counts = (int(item.settled.mask.sum()) for item in batch)
         return total(counts, self._settings.loss.reduction)
@@ -136,7 +139,7 @@ class PolicyGradient(Objective[Rollout]):
         assert value is not None
         return Loss(value, sums)
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         if self._settings.kl.target:
             leave_coefficient(out, self._next_coefficient)
 
@@ -194,7 +197,12 @@ class PolicyGradient(Objective[Rollout]):
             return own
         from ..model.policy import Policy as Model
 
-        reference = Model.load(self.reference, dtype=training.dtype, device=str(policy.device))
+        reference = Model.load(
+            self.reference,
+            dtype=training.dtype,
+            device=str(policy.device),
+            shard=training.shard,
+        )
         return padded(self._scores(reference, items))
 
     def _adapt(self, own: Tensor, reference: Tensor, mask: Tensor) -> None:

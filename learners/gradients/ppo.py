@@ -8,13 +8,13 @@ Invariants: the values that advantages and value clipping use are those from bef
 warming up depends on the wave and the start alone, so a resumed step repeats it; the critic is
 saved beside the policy, and the next step takes it up.
 
-Sources: algorithms 4.0, 4.2, 4.3. Simplified: a critic learns at the policy's rate.
+Sources: PPO, arXiv 1707.06347; GAE, 1506.02438. Simplified: a critic learns at the policy's rate.
 Not here: the policy's loss (`objective`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from ...engine.errors import LearnerError
 from ..base import Evidence, Progress, Report
 from ..settings import PpoSettings
 from ..training.collate import Batch, collate, micro_batches, steps
+from ..training.optimiser import Optimiser
+from ..training.processes import Processes
 from .advantages import gae, turn_gae, whitened
 from .critic import Critic
 from .losses import spread, value_loss
@@ -90,9 +92,9 @@ class ActorCritic(PolicyGradient):
     def parameters(self) -> dict[str, Tensor]:
         return self.critic.parameters()
 
-    def save(self, out: Path) -> None:
-        super().save(out)
-        self.critic.save(out)
+    def save(self, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        super().save(out, weights)
+        self.critic.save(out, weights)
 
     def beside(
         self, policy: Policy, batch: Batch, part: Sequence[Rollout], sums: Sums
@@ -137,8 +139,8 @@ class ActorCritic(PolicyGradient):
     ) -> None:
         """Fit a fresh critic to the wave's discounted returns, the policy untouched."""
         training = self._rules.training
-        parameters = list(self.critic.parameters().values())
-        optimiser = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0)
+        optimiser = Optimiser(self.critic.parameters(), lr=training.lr, weight_decay=0.0)
+        processes = Processes.current()
         dealt = steps(
             range(len(items)),
             seed=training.seed,
@@ -147,23 +149,25 @@ class ActorCritic(PolicyGradient):
             cost=lambda i: len(items[i].rewards),
         )
         for batch in islice(dealt, self._rules.critic_warmup):
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.begin(training.lr)
             count = float(decisions[batch].sum())
-            for part in self._parts(batch, items):
+            for part, counts in processes.passes(
+                self._parts(batch, items), lambda i: len(items[i].rewards), even=policy.sharded
+            ):
                 padded_part = collate([items[i].sample for i in part], device=policy.device)
                 values = self.critic.values(policy, padded_part)
                 width = values.shape[1]
                 wanted = earned[part][:, :width].to(policy.device)
                 here = decisions[part][:, :width].to(policy.device)
                 error = torch.where(here, (values - wanted).square(), 0.0).sum() / (2 * count)
-                torch.autograd.backward(error)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.clip or torch.inf))
+                torch.autograd.backward(error if counts else error * 0.0)
+            norm = optimiser.gather(training.clip or torch.inf)
             if not norm < torch.inf:
                 raise LearnerError(
                     f"the critic diverged while warming up (gradient norm {norm}); lower "
                     f"learner.training.lr = {training.lr}"
                 )
-            optimiser.step()
+            optimiser.move()
 
     def _parts(self, batch: Sequence[int], items: Sequence[Rollout]) -> list[list[int]]:
         return micro_batches(

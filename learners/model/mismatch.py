@@ -40,6 +40,10 @@ def wave_mismatch(
         return {}
     ready = samples_of(sampled, start=model, settings=settings)
     policy = Policy.load(
-        model, dtype=settings.dtype, device=settings.device, packing=settings.packing
+        model,
+        dtype=settings.dtype,
+        device=settings.device,
+        packing=settings.packing,
+        shard=settings.shard,
     )
     return mismatch(policy, ready.samples, temperature=sampled[0].temperature or 1.0)

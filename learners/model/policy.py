@@ -6,7 +6,7 @@ unless LoRA asks for it; what is saved is always a whole, merged model with its 
 that vLLM serves it as it is; torch's global generator is left as it was.
 
 Not here: optimisation (`training.loop`), resuming (`checkpoint`), packed attention (`packing`),
-the output head (`head`), and adapters on disk (`adapters`).
+the output head (`head`), adapters on disk (`adapters`), and layers in parts (`sharding`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import copy
 import inspect
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +26,11 @@ from torch import Tensor
 from ...engine.errors import ConfigError, LearnerError
 from ..settings import LoraSettings, Packing
 from ..training.collate import Batch
+from ..training.processes import Processes
 from .adapters import save_adapters, with_adapters
 from .head import head_scores, logits_scores
 from .packing import pack, run_packed
+from .sharding import shard_layers
 
 TOKENIZER_FILES: Final = (
     "tokenizer_config.json",
@@ -108,12 +110,17 @@ class Policy:
     """Whether samples share a row: micro-batches then cost real tokens, not padded ones."""
     vocabulary: Final[int]
     """Number of words, with those that no tokenizer makes: ids are below it."""
+    sharded: bool
+    """Whether this process holds a part of its layers alone: all processes then have to make
+    the same passes, and `save` is given the weights."""
 
     def __init__(
         self, model: Any, source: Path, *, autocast: bool = False, packing: Packing = "auto"
     ) -> None:
         self.model = model
         self.source = source
+        self.sharded = False
+        self._read: Callable[[], Any] | None = None
         self._autocast = autocast
         self.device = next(model.parameters()).device
         self._plain = _unwrapped(model)
@@ -141,6 +148,7 @@ class Policy:
         seed: int = 0,
         packing: Packing = "auto",
         gradient_checkpointing: bool = False,
+        shard: bool = False,
     ) -> Policy:
         """Load a model directory, fully trainable or with LoRA adapters.
 
@@ -152,14 +160,14 @@ class Policy:
             seed: of the adapters' initial values.
             packing: see `Policy`.
             gradient_checkpointing: compute each layer again on the way back, not keep it.
+            shard: where several processes train together, keep a part of its layers in each.
+                All of them load it then.
 
         Raises:
             ConfigError: the directory holds no causal language model, a dtype is unknown, the
-                tokenizer is not the model's, or an adapter is of another base.
+                tokenizer is not the model's, an adapter is of another base, or its layers are
+                not known and cannot be sharded.
         """
-        import transformers
-
-        factory: Any = transformers.AutoModelForCausalLM
         if dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype {dtype!r} is not one of float32, bfloat16")
         _read_config(path)
@@ -167,17 +175,27 @@ class Policy:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         half = dtype == "bfloat16"
         stored = torch.bfloat16 if half and lora is not None else torch.float32
-        try:
-            with quiet():
-                model: Any = factory.from_pretrained(path, dtype=stored, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} holds no model that can be loaded: {error}") from error
-        model.eval()
-        if lora is not None:
-            model = with_adapters(model, lora, seed, base=Path(path))
+
+        def read() -> Any:
+            model = _read_model(path, stored)
+            return model if lora is None else with_adapters(model, lora, seed, base=Path(path))
+
+        model = read()
         if gradient_checkpointing:
             _checkpoint_layers(_unwrapped(model))
-        return cls(model.to(device), Path(path), autocast=half, packing=packing)
+        shard = shard and Processes.current().size > 1
+        # What is too large for a device goes there in parts.
+        policy = cls(
+            model if shard else model.to(device), Path(path), autocast=half, packing=packing
+        )
+        if shard:
+            policy._shard(torch.device(device), read)
+        return policy
+
+    def _shard(self, device: torch.device, read: Callable[[], Any]) -> None:
+        shard_layers(self.model, self._decoder, device=device, half=self._autocast)
+        self.device = next(self.model.parameters()).device
+        self.sharded, self._read = True, read
 
     def trainable(self) -> dict[str, Tensor]:
         """Trainable parameters by name, in a fixed order."""
@@ -280,11 +298,14 @@ class Policy:
         features: Tensor = self._decoder(**_padded_inputs(batch)).last_hidden_state
         return features
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the merged model and its tokenizer into a directory, which is made.
 
         Adapters are written too, into `adapters.FOLDER` below it, for servers that keep the
         base and load many.
+
+        Args:
+            weights: all that is trained, by name, where the policy is sharded.
 
         Raises:
             LearnerError: the source directory is gone.
@@ -293,8 +314,8 @@ class Policy:
         path.mkdir(parents=True, exist_ok=True)
         if not self.source.is_dir():
             raise LearnerError(f"{self.source} is gone: the tokenizer cannot be copied from it")
-        model = self.model
-        if model is not self._plain:
+        model = self.model if self._read is None else _filled(self._read(), weights or {})
+        if model is not _unwrapped(model):
             save_adapters(model, path, base=self.source)
             # On a copy: training goes on with the adapters after an evaluation.
             model = copy.deepcopy(model).merge_and_unload()
@@ -303,6 +324,33 @@ class Policy:
         for name in TOKENIZER_FILES:
             if (self.source / name).is_file():
                 shutil.copyfile(self.source / name, path / name)
+
+
+def _read_model(path: str | Path, dtype: torch.dtype) -> Any:
+    """Load a model as it is on disk, into memory.
+
+    Raises:
+        ConfigError: the directory holds none.
+    """
+    import transformers
+
+    factory: Any = transformers.AutoModelForCausalLM
+    try:
+        with quiet():
+            model: Any = factory.from_pretrained(path, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} holds no model that can be loaded: {error}") from error
+    model.eval()
+    return model
+
+
+def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    """Put trained weights into a model that was just read."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+    return model
 
 
 def _padded_inputs(batch: Batch) -> dict[str, Any]:

@@ -14,6 +14,7 @@ Not here: training (`behaviour_cloning`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -119,3 +120,16 @@ def make_tokenizer(vocabulary: Sequence[str], context: int = 512) -> Any:
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+def closed_vocabulary(model_dir: str | Path) -> frozenset[str] | None:
+    """The words of a model that knows whole words alone; None if it can spell, as most can.
+
+    Reads the tokenizer's file, and loads nothing else.
+    """
+    try:
+        tokenizer = json.loads((Path(model_dir) / "tokenizer.json").read_text("utf-8"))
+        model = tokenizer["model"]
+        return frozenset(model["vocab"]) if model["type"] == "WordLevel" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -81,8 +81,8 @@ def select(settings: EtoSettings, evidence: Evidence) -> Pairs:
         return _against(settings, best_own(played), newest)
     if not evidence.experts:
         raise ConfigError(
-            "ETO compares with experts, and there are none: set experts.tasks, or "
-            "learner.self_play = true"
+            "ETO compares with experts, and there are none: set experts.tasks or experts.path, "
+            "or learner.self_play = true"
         )
     match settings.contrast:
         case "trajectory":

@@ -74,7 +74,11 @@ def named_logprobs(
     from ..model.policy import Policy
 
     reference = Policy.load(
-        path, dtype=settings.dtype, device=settings.device, packing=settings.packing
+        path,
+        dtype=settings.dtype,
+        device=settings.device,
+        packing=settings.packing,
+        shard=settings.shard,
     )
     if reference.vocabulary != vocabulary:
         raise ConfigError(

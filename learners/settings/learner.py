@@ -33,3 +33,8 @@ class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
     def exploration(self) -> Exploration:
         """What the algorithm needs to have played."""
         return "tasks"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it holds what is explored against the experts' own episodes."""
+        return False

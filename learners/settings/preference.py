@@ -79,6 +79,11 @@ class DpoSettings(PreferenceSettings, frozen=True, tag="dpo"):
         super().__post_init__()
         require(self.gap >= 0, "gap", self.gap, "0 or more")
 
+    @property
+    def compares(self) -> bool:
+        """With the experts as the chosen side."""
+        return self.pairing == "expert"
+
 
 class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
     """Exploration-based trajectory optimisation (algorithms 3). Explore with temperature 0
@@ -130,3 +135,8 @@ class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
             "mixture": "both",
         }
         return explored[self.contrast]
+
+    @property
+    def compares(self) -> bool:
+        """In self-play its own best episodes stand in for the experts'."""
+        return not self.self_play

@@ -53,6 +53,10 @@ class TrainingSettings(Settings, frozen=True):
     gradient_checkpointing: bool = False
     """Compute each layer a second time on the way back instead of keeping what it made: less
     memory, more time, the same result."""
+    shard: bool = False
+    """Where several processes train together, hold a part of the model's layers in each, with
+    their gradients and moments, instead of all: less memory, more traffic, the same result.
+    With one process it means nothing."""
     schedule: Schedule = "constant"
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from 0."""

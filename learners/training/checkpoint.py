@@ -7,7 +7,9 @@
                                        hashes of the two files above
 
 Invariants: what is loaded matches the hashes it was saved with, to the last byte of all
-three files; a run resumed on a CPU ends with bit-equal weights. Nothing is unpickled.
+three files; a run resumed on a CPU ends with bit-equal weights; tensors are saved whole,
+however they are spread over processes, so that any number of them can go on. Nothing is
+unpickled.
 
 Not here: when to checkpoint (`cadence`), and how a directory is replaced (`directories`).
 """
@@ -15,6 +17,7 @@ Not here: when to checkpoint (`cadence`), and how a directory is replaced (`dire
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import CheckpointCorrupt
+from ..model.sharding import spread_like, whole
 from .directories import atomic_directory
 
 FORMAT: Final = 2
@@ -67,6 +71,40 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: msgspec.Raw
 
 
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What a training has changed so far, whole and on the CPU."""
+
+    weights: dict[str, Tensor]
+    """Trained parameters by name."""
+    moments: dict[str, Tensor]
+    """The optimiser's tensors as `<parameter>/<key>`."""
+
+
+def gathered(
+    weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, *, keep: bool = True
+) -> Tensors:
+    """Gather what is spread over processes: all of them call this, who writes and who does not.
+
+    Args:
+        weights: trainable parameters by name, in the order the optimiser was given them.
+        keep: False where this process has no use for them: it only gives its parts.
+    """
+    states = optimiser.state_dict()["state"]
+    found = Tensors({}, {})
+    for index, (name, parameter) in enumerate(weights.items()):
+        _keep(found.weights, name, parameter, keep)
+        for key, value in states.get(index, {}).items():
+            _keep(found.moments, f"{name}/{key}", torch.as_tensor(value), keep)
+    return found
+
+
+def _keep(into: dict[str, Tensor], name: str, tensor: Tensor, keep: bool) -> None:
+    all_of_it = whole(tensor.detach())
+    if keep:
+        into[name] = all_of_it.cpu().contiguous()
+
+
 def hash_file(path: Path) -> str:
     """Hash a file's content."""
     digest = blake2b(digest_size=16)
@@ -98,28 +136,17 @@ def hash_adapter(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(
-    path: str | Path,
-    state: State,
-    *,
-    weights: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-) -> None:
+def save_checkpoint(path: str | Path, state: State, tensors: Tensors) -> None:
     """Write a checkpoint atomically; `files` and `random_state` of the state are filled in.
-
-    Args:
-        weights: trainable parameters by name, in the order the optimiser was given them.
 
     Raises:
         StorageFailed: the disk refused; an earlier checkpoint is intact.
     """
     from safetensors.torch import save_file
 
-    moments = _moments(weights, optimiser)
-    tensors = {n: p.detach().cpu().contiguous() for n, p in weights.items()}
     with atomic_directory(path) as draft:
-        save_file(tensors, draft / _TENSOR_FILES[0])
-        save_file(moments, draft / _TENSOR_FILES[1])
+        save_file(tensors.weights, draft / _TENSOR_FILES[0])
+        save_file(tensors.moments, draft / _TENSOR_FILES[1])
         whole = msgspec.structs.replace(
             state,
             random_state=torch.get_rng_state().numpy().tobytes(),
@@ -182,22 +209,20 @@ def load_checkpoint(
         raise _corrupt(path, "its parameters are not those of this model")
     with torch.no_grad():
         for name, parameter in weights.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(spread_like(tensors[name].to(parameter.device), parameter))
     if not _put_moments(moments, weights, optimiser):
         raise _corrupt(path, f"{_TENSOR_FILES[1]} is of another model")
     torch.set_rng_state(torch.frombuffer(bytearray(state.random_state), dtype=torch.uint8))
     return state
 
 
-def save_moments(
-    model: Path, weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
-) -> None:
+def save_moments(model: Path, tensors: Tensors) -> None:
     """Leave the optimiser's state in a model directory, for the evolution step that follows."""
     from safetensors.torch import save_file
 
     path = model / CARRIED
     path.parent.mkdir(exist_ok=True)  # beside the weights, a server would load it as weights
-    save_file(_moments(weights, optimiser), path, {_PARAMETERS: _hash_names(weights)})
+    save_file(tensors.moments, path, {_PARAMETERS: _hash_names(tensors.weights)})
 
 
 def load_moments(
@@ -241,28 +266,20 @@ def _hash_names(weights: Mapping[str, Tensor]) -> str:
     return _hash(msgspec.json.encode({name: list(p.shape) for name, p in sorted(weights.items())}))
 
 
-def _moments(weights: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors as `<parameter>/<key>`."""
-    states = optimiser.state_dict()["state"]
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for index, name in enumerate(weights)
-        for key, value in states.get(index, {}).items()
-    }
-
-
 def _put_moments(
     moments: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> bool:
-    """The other way; False where a name or a shape is not this model's."""
+    """Give the optimiser its tensors; False where a name or a shape is not this model's."""
     by_index: dict[int, dict[str, Any]] = {}
     index_of = {name: index for index, name in enumerate(weights)}
     for key, value in moments.items():
         name, _, entry = key.rpartition("/")
         if name not in index_of or (value.dim() and value.shape != weights[name].shape):
             return False
+        if value.dim():
+            value = spread_like(value.to(weights[name].device), weights[name])
         by_index.setdefault(index_of[name], {})[entry] = value
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": by_index, "param_groups": groups})

@@ -102,24 +102,27 @@ def run_step(
                 **{name: version(name) for name in ("rollwave", "torch", "transformers")},
             },
         }
-        if processes.first:
-            with atomic_directory(out) as draft:
-                training.save(draft)
+        with atomic_directory(out) if processes.first else nullcontext() as draft:
+            training.save(draft)
+            if draft is not None:
                 text = msgspec.json.format(msgspec.json.encode(made_by, order="sorted"), indent=2)
                 (draft / "training.json").write_bytes(text + b"\n")
+        if processes.first:
             training.clear()
         processes.wait()
     return Report(figures, len(items), dict(dropped))
 
 
 def _fingerprint(made_by: Mapping[str, Any]) -> str:
-    """Hash what decides the result: not where the start lies, nor when it is checkpointed."""
+    """Hash what decides the result: not where the start lies, when it is checkpointed, or in how
+    many parts it is held."""
     what = _lasting({**made_by, "start": made_by["start"]["hash"]})
     return blake2b(msgspec.json.encode(what, order="sorted"), digest_size=16).hexdigest()
 
 
 def _lasting(value: Any) -> Any:
-    """Settings, at whatever depth, without those of checkpoints."""
+    """Settings, at whatever depth, without those of checkpoints and shards."""
     if not isinstance(value, Mapping):
         return value
-    return {k: _lasting(v) for k, v in value.items() if not k.startswith("checkpoint_")}
+    free = ("checkpoint_", "shard")
+    return {k: _lasting(v) for k, v in value.items() if not k.startswith(free)}

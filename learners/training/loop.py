@@ -9,8 +9,9 @@ when the run was killed anywhere and resumed; a run never resumes from another r
 checkpoint.
 
 Not here: which items and what loss (`objective`), where the result goes (`evolution_step`),
-what several processes tell each other (`processes`), and how dev tasks are played (the
-caller's `evaluate`). Dev loss is no proxy for dev reward: it is not used.
+what several processes tell each other (`processes`), how gradients are summed and clipped
+(`optimiser`), and how dev tasks are played (the caller's `evaluate`). Dev loss is no proxy for
+dev reward: it is not used.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from ...engine.errors import CheckpointCorrupt, LearnerError, storage_error
 from ...engine.seeds import derive
@@ -36,6 +36,8 @@ from ..settings import Schedule, TrainingSettings
 from .cadence import Cadence
 from .checkpoint import (
     State,
+    Tensors,
+    gathered,
     load_checkpoint,
     load_moments,
     read_state,
@@ -45,6 +47,7 @@ from .checkpoint import (
 from .collate import micro_batches, packed_batches, steps
 from .directories import atomic_directory, emptied, mend
 from .objective import Objective
+from .optimiser import Optimiser
 from .processes import Processes
 
 Item = TypeVar("Item")
@@ -102,18 +105,20 @@ class Training(Generic[Item]):
             seed=settings.seed,
             packing=settings.packing,
             gradient_checkpointing=settings.gradient_checkpointing,
+            shard=settings.shard,
         )
         self._processes = Processes.current()
         self._objective = objective
         self._items = objective.prepare(self.policy, items)
         self._fingerprint = fingerprint
-        self._parameters: dict[str, Tensor] = self.policy.trainable() | objective.parameters()
-        self._optimiser = torch.optim.AdamW(
-            self._parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
+        self._optimiser = Optimiser(
+            self.policy.trainable() | objective.parameters(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
         )
         source = carried_from(start, settings.lora) if settings.carry_optimiser else None
         self._carried = source is not None and load_moments(
-            source, self._parameters, self._optimiser
+            source, self._optimiser.parameters, self._optimiser.adam
         )
         self._work = work
         self._checkpoint = work / "checkpoint"
@@ -136,24 +141,38 @@ class Training(Generic[Item]):
             torch.manual_seed(self.settings.seed)
             return self._run(progress, evaluate)
 
-    def save(self, out: Path) -> None:
-        """Write the best policy on dev tasks, or the last where there was no evaluation."""
-        if self._dev:
-            shutil.copytree(self._candidate(self._best()[0]), out, dirs_exist_ok=True)
-        else:
+    def save(self, out: Path | None) -> None:
+        """Write the best policy on dev tasks, or the last where there was no evaluation.
+
+        Every process calls it; `out` is the first's alone.
+        """
+        if not self._dev:
             self._write(out)
+        elif out is not None:
+            shutil.copytree(self._candidate(self._best()[0]), out, dirs_exist_ok=True)
 
     def clear(self) -> None:
         """Remove checkpoints and candidates: the result is safe elsewhere."""
         with suppress(OSError):  # they are in nobody's way
             emptied(self._work)
 
-    def _write(self, out: Path) -> None:
-        """Save the policy as it is now, with what is trained beside it."""
-        self.policy.save(out)
-        self._objective.save(out)
-        if self.settings.carry_optimiser:
-            save_moments(out, self._parameters, self._optimiser)
+    def _write(self, out: Path | None) -> None:
+        """Save the policy as it is now, with what is trained beside it; see `save`."""
+        sharded, carried = self.policy.sharded, self.settings.carry_optimiser
+        now = self._gathered() if sharded or carried else None
+        if out is None:
+            return
+        weights = now.weights if now is not None and sharded else None
+        self.policy.save(out, weights)
+        self._objective.save(out, weights)
+        if now is not None and carried:
+            save_moments(out, now)
+
+    def _gathered(self) -> Tensors:
+        """All that is trained, in the first process."""
+        return gathered(
+            self._optimiser.parameters, self._optimiser.adam, keep=self._processes.first
+        )
 
     def _dealt(self, epochs: int) -> Iterator[list[Item]]:
         settings = self.settings
@@ -203,34 +222,34 @@ class Training(Generic[Item]):
         """One optimiser step: accumulate over micro-batches, clip, move."""
         settings = self.settings
         rate = rate_at(step, self._total, settings.lr, settings.schedule, settings.warmup)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
         objective = self._objective
         denominator = objective.denominator(batch)
         if not denominator > 0:
             # Only where all weights of a step are 0: there is nothing to learn from it.
             return {"loss": 0.0, "grad_norm": 0.0, "lr": rate}
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.begin(rate)
         if self._processes.size > 1:  # a checkpoint holds the generator of the first alone
             torch.manual_seed(derive(settings.seed, "step", step, self._processes.rank))
         shares: dict[str, tuple[float, float]] = {_TOTAL: (0.0, 0.0)}
-        for part in self._processes.share(self._parts(batch), objective.tokens):
+        for part, counts in self._processes.passes(
+            self._parts(batch), objective.tokens, even=self.policy.sharded
+        ):
             loss = objective.loss(self.policy, part, denominator)
-            torch.autograd.backward(loss.value)
+            torch.autograd.backward(loss.value if counts else loss.value * 0.0)
+            if not counts:
+                continue
             for name, (value, weight) in {_TOTAL: (loss.value.item(), 0.0), **loss.metrics}.items():
                 before = shares.get(name, (0.0, 0.0))
                 shares[name] = before[0] + value, before[1] + weight
-        self._processes.add_gradients(self._parameters.values())
+        norm = self._optimiser.gather(settings.clip or math.inf)
         shares = self._processes.add(shares)
         total = shares.pop(_TOTAL)[0]
-        limit = settings.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
         if not math.isfinite(norm) or not math.isfinite(total):
             raise LearnerError(
                 f"step {step + 1}: loss {total}, gradient norm {norm}: training diverged; "
                 f"lower the learning rate (lr = {settings.lr}) or lengthen the warm-up"
             )
-        self._optimiser.step()
+        self._optimiser.move()
         means = {
             name: value / weight if weight else value for name, (value, weight) in shares.items()
         }
@@ -242,9 +261,14 @@ class Training(Generic[Item]):
         if self._processes.size > 1:  # a part for each at least, where there are so many items
             even = -(-sum(map(objective.tokens, batch)) // self._processes.size)
             budget = min(budget, even)
+        kinds: dict[Hashable, list[Item]] = {}
+        for item in batch:
+            kinds.setdefault(objective.kind(item), []).append(item)
         if self.policy.packed:
-            return packed_batches(batch, budget, cost=objective.tokens)
-        return micro_batches(batch, budget, width=objective.width)
+            cut = (packed_batches(k, budget, cost=objective.tokens) for k in kinds.values())
+        else:
+            cut = (micro_batches(k, budget, width=objective.width) for k in kinds.values())
+        return [part for parts in cut for part in parts]
 
     def _due(self, step: int, every: int) -> bool:
         return every > 0 and step % every == 0
@@ -257,10 +281,10 @@ class Training(Generic[Item]):
         return max(self._dev, key=lambda entry: (entry[1], -entry[0]))
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
-        reward = 0.0
-        if self._processes.first:
-            with atomic_directory(self._candidate(step)) as draft:
-                self._write(draft)
+        reward, first = 0.0, self._processes.first
+        with atomic_directory(self._candidate(step)) if first else nullcontext() as draft:
+            self._write(draft)
+        if first:
             reward = evaluate(step, str(self._candidate(step)))
         self._dev.append((step, self._processes.told(reward)))
         if not self._cadence.enabled:
@@ -279,13 +303,10 @@ class Training(Generic[Item]):
 
     def _save_checkpoint(self, step: int, metrics: dict[str, float]) -> None:
         self._cadence.begin()
+        tensors = self._gathered()
         if self._processes.first:
-            save_checkpoint(
-                self._checkpoint,
-                State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev),
-                weights=self._parameters,
-                optimiser=self._optimiser,
-            )
+            state = State(step=step, fingerprint=self._fingerprint, metrics=metrics, dev=self._dev)
+            save_checkpoint(self._checkpoint, state, tensors)
         self._processes.wait()
         self._cadence.end()
         self._prune()
@@ -304,7 +325,9 @@ class Training(Generic[Item]):
             if self._processes.first:
                 self.clear()
             return 0, {}
-        load_checkpoint(self._checkpoint, weights=self._parameters, optimiser=self._optimiser)
+        load_checkpoint(
+            self._checkpoint, weights=self._optimiser.parameters, optimiser=self._optimiser.adam
+        )
         self._dev = list(state.dev)
         if self._dev and not (self._candidate(self._best()[0]) / "config.json").is_file():
             raise CheckpointCorrupt(

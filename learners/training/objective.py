@@ -6,6 +6,8 @@ knows steps, rates, micro-batches and checkpoints, and nothing of rewards.
 
 Invariants:
 
+* a loss passes once through each model, whatever is in it, where the items are of one `kind`:
+  processes that share the layers of a model pass through it together;
 * a loss is a sum over its items divided by a denominator of the *whole* optimiser step, so
   that cutting the step into micro-batches, or spreading it over processes, changes nothing;
 * `prepare` depends on the start alone: it is called with the start's weights, also when a
@@ -17,7 +19,7 @@ Not here: which items (`pairs`, `filters`), and the losses themselves (beside th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -65,6 +67,10 @@ class Objective(ABC, Generic[Item]):
         """Tokens that a micro-batch is padded to if this is its longest item."""
         return self.tokens(item)
 
+    def kind(self, item: Item) -> Hashable:
+        """Items of different kinds cannot pass through the model together."""
+        return None
+
     @abstractmethod
     def denominator(self, batch: Sequence[Item]) -> float:
         """What the loss of a whole step is divided by; 0 where there is nothing to learn."""
@@ -73,12 +79,16 @@ class Objective(ABC, Generic[Item]):
     def loss(self, policy: Policy, part: Sequence[Item], denominator: float) -> Loss:
         """The loss of a micro-batch, ready for `backward`."""
 
-    def save(self, out: Path) -> None:
-        """Write what is trained beside the policy into the new model directory."""
+    def save(self, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write what is trained beside the policy into the new model directory.
+
+        Args:
+            weights: all that is trained, by name, where layers are sharded.
+        """
 
 
 class Likelihood(Objective[Sample]):
-    """Weighted negative log-likelihood of what the agent wrote (algorithms 1.1, 2.1)."""
+    """Weighted negative log-likelihood of what the agent wrote."""
 
     def tokens(self, item: Sample) -> int:
         return len(item.token_ids)

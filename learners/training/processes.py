@@ -1,6 +1,7 @@
 """The processes that train one model together, and what they tell each other.
 
-Each holds the whole model. A step's micro-batches are dealt among them; gradients, losses and
+Each holds the whole model, or a part of its layers (`model.sharding`, which sums up their
+gradients by itself). A step's micro-batches are dealt among them; gradients, losses and
 metrics are *summed*, never averaged: the objective divides by the denominator of the whole
 step, which every process knows, so that the sum is what one process would have computed.
 
@@ -48,16 +49,34 @@ class Processes:
         self, parts: Sequence[Sequence[Item]], cost: Callable[[Item], int]
     ) -> list[Sequence[Item]]:
         """This process's part of a step: the largest dealt first, each to whom has least."""
-        if self.size == 1:
-            return list(parts)
+        return list(parts) if self.size == 1 else self._deal(parts, cost)[self.rank]
+
+    def passes(
+        self, parts: Sequence[Sequence[Item]], cost: Callable[[Item], int], *, even: bool
+    ) -> list[tuple[Sequence[Item], bool]]:
+        """The same, each with whether it counts.
+
+        Args:
+            even: give every process as many, since they have to pass through the model
+                together: who has fewer repeats the cheapest part, which then does not count.
+        """
+        mine = [(part, True) for part in self.share(parts, cost)]
+        if not even or self.size == 1:
+            return mine
+        most = max(map(len, self._deal(parts, cost)))
+        cheapest = min(parts, key=lambda part: sum(map(cost, part)))
+        return mine + [(cheapest, False)] * (most - len(mine))
+
+    def _deal(
+        self, parts: Sequence[Sequence[Item]], cost: Callable[[Item], int]
+    ) -> list[list[Sequence[Item]]]:
         loads = [0] * self.size
-        mine: list[Sequence[Item]] = []
+        dealt: list[list[Sequence[Item]]] = [[] for _ in loads]
         for part in sorted(parts, key=lambda part: -sum(map(cost, part))):
             least = loads.index(min(loads))
             loads[least] += sum(map(cost, part))
-            if least == self.rank:
-                mine.append(part)
-        return mine
+            dealt[least].append(part)
+        return dealt
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Make every gradient the sum of those of all processes."""

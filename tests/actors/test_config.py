@@ -126,6 +126,8 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
             MINIMAL + "[experts]\ntasks = 0\n[control]\nenabled = true\n",
             "control.enabled needs experts.tasks above 0",
         ),
+        (MINIMAL + "[experts]\nreplay = true\n", "experts.replay needs experts.path"),
+        (MINIMAL + '[experts]\npath = ["a.json", ""]\n', "experts.path names a file or directory"),
         (MINIMAL + "[run]\nmax_staleness = -1\n", "run.max_staleness must be 0 or more"),
         (MINIMAL + "[run]\nmax_staleness = 1\n", "run.max_staleness above 0 needs an algorithm"),
         (MINIMAL + "[evaluate]\nevery = 0\n", "evaluate.every must be above 0, not 0"),
@@ -177,6 +179,22 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, complaint: str) -> No
     text = str(caught.value)
     assert complaint in text or re.search(complaint, text)
     assert "\n" not in text
+
+
+def test_files_of_experts_bring_all_that_they_hold_unless_it_is_said_how_many(
+    tmp_path: Path,
+) -> None:
+    files = MINIMAL + '[experts]\npath = "a.json"\n'
+    assert load(tmp_path, files).experts.tasks == 0
+    assert load(tmp_path, files).experts.paths == ("a.json",)
+    assert load(tmp_path, files + "tasks = 7\n").experts.tasks == 7
+    overridden = load_config(tmp_path / "campaign.toml", ['experts.path=["a.json", "b"]'])
+    assert overridden.experts.paths == ("a.json", "b")
+    plain = load(tmp_path, MINIMAL).experts
+    assert (plain.tasks, plain.paths) == (40, ())
+    # Its own expert is not needed, so what needs experts has them.
+    needing = '[learner]\nscope = "expert_tasks"\n[control]\nenabled = true\n'
+    assert load(tmp_path, files + needing).control.enabled
 
 
 def test_a_learner_takes_what_the_run_makes_unless_it_says_otherwise(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.learn
 from rollwave.engine.errors import CheckpointCorrupt  # noqa: E402
 from rollwave.learners.training.checkpoint import (  # noqa: E402
     State,
+    gathered,
     hash_model,
     load_checkpoint,
     read_state,
@@ -44,7 +45,7 @@ def step(layer, optimiser, count: int) -> None:
 def save(path: Path, steps: int = 3, **fields) -> None:
     layer, optimiser = trained(steps)
     state = State(step=steps, fingerprint="f", **fields)
-    save_checkpoint(path, state, weights=dict(layer.named_parameters()), optimiser=optimiser)
+    save_checkpoint(path, state, gathered(dict(layer.named_parameters()), optimiser))
 
 
 def load(path: Path):

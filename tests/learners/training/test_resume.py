@@ -24,6 +24,7 @@ from rollwave.engine.errors import (  # noqa: E402
 from rollwave.learners.cloning.behaviour_cloning import BehaviourCloning  # noqa: E402
 from rollwave.learners.settings import LoraSettings, TrainingSettings  # noqa: E402
 from rollwave.learners.training import checkpoint as module  # noqa: E402
+from rollwave.learners.training import optimiser  # noqa: E402
 from rollwave.learners.training.cadence import Cadence  # noqa: E402
 from rollwave.learners.training.directories import claimed  # noqa: E402
 
@@ -231,9 +232,9 @@ def test_an_error_of_torch_in_mid_step_costs_that_step(tiny, experts, tmp_path, 
             raise RuntimeError("CUDA error: device-side assert triggered")
         return real(*args, **kwargs)
 
-    real = torch.nn.utils.clip_grad_norm_
+    real = optimiser.clip_grads_with_norm_
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", failing)
+        patch.setattr(optimiser, "clip_grads_with_norm_", failing)
         with pytest.raises(RuntimeError, match="device-side"):
             clone(tiny, experts, tmp_path / "m", **EIGHT)
     told = Steps()
