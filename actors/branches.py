@@ -1,4 +1,4 @@
-"""Episodes that begin with an expert's turns: the t-th goes on behind its first t-1 (ETO 3.3).
+"""Episodes that begin with an expert's turns: the t-th goes on behind its first t-1.
 
     expert  a1 a2 a3 a4        branch 1  | the agent plays from the start
                                branch 3  a1 a2 | the agent goes on

@@ -2,7 +2,7 @@
 
 Stop if dev reward gained less than `min_gain` over the best so far in `patience`
 evaluations in a row, or if it fell more than `fall` standard errors below the best: then
-the best is returned to. Stop, too, if the policy collapses (algorithms 4.0): `collapse`.
+the best is returned to. Stop, too, if the policy collapses: `collapse`.
 
 Invariants: the verdict depends on the scores alone; the best is the earliest among equals;
 what was not measured is no collapse.

@@ -14,8 +14,11 @@ Invariants: D_m holds trajectories of π_m alone (their version span says so); n
 evaluation task enters, an attempt is an error and not a count; weights are never
 negative; equal input gives an equal dataset, with an equal digest.
 
-Deviation, off by default: choose = "shortest" keeps the shortest success of a task, not the
-first.
+Source: AgentGym, arXiv 2406.04151, and its code. Where they differ: the paper weighs by reward,
+the code filters (`weight`); the paper merges with the experts, the code piles up (`merge`); the
+code explores every task once and greedily, or at a temperature of 1.2, here K times at 1.
+Simplified: nothing. A deviation, off by default: choose = "shortest" keeps the shortest success
+of a task, not the first.
 
 Not here: waves, attempts per task and stopping (`actors.campaign`, `stopping`).
 """

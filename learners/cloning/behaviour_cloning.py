@@ -7,6 +7,9 @@ all sums over the whole step. With w_i = 1 this is the token mean.
 
 Invariant: whatever the agent did not write has no part in the loss.
 
+Source: any text on imitation; equation 5 of ETO, arXiv 2403.02502 (its equation 3 lacks the log).
+Simplified: a trajectory that is longer than the context is dropped; nothing is windowed by turns.
+
 Not here: which trajectories are good (`filters`, `agent_evol`), the loop (`training.loop`), and
 where the result goes (`evolution_step`).
 """

@@ -1,9 +1,11 @@
 """Rejection fine-tuning: keep what succeeded, and train the pretrained model once on it.
 
-A baseline of ETO's paper (algorithms 1.3). The cloned agent makes K attempts at each task;
-its successes D+ join the experts, and the *pretrained* model is cloned on D_s ∪ D+. That is
-AgentEvol with one wave, another start, and more than one success of a task, and it is
-selected by the same code.
+The cloned agent makes K attempts at each task; its successes D+ join the experts, and the
+*pretrained* model is cloned on D_s ∪ D+. That is AgentEvol with one wave, another start, and more
+than one success of a task, and it is selected by the same code.
+
+Source: a baseline of ETO's paper, arXiv 2403.02502, which was not published as code. Simplified:
+nothing.
 
 Invariants: those of `agent_evol`; attempts with the same actions count once, so that K
 copies of one easy success are one.

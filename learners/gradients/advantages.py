@@ -20,10 +20,11 @@ Invariants:
   since it would vanish;
 * an episode that a limit of ours cut ends there: nothing is bootstrapped from its last token.
 
-Source: algorithms 4.2. Published code differs in three places: a group of one keeps r (here
-0); GAE bootstraps from the first observation token (here from the next action token); and
-REINFORCE++ starts its running return anew at observations, so that only the last turn learns
-(`resets`, off).
+Sources: GRPO, arXiv 2402.03300; Dr.GRPO, 2503.20783; RLOO, 2402.14740; REINFORCE++, 2501.03262;
+GiGPO, 2505.10978; GAE, 1506.02438; MaxRL as in prime-rl. Published code differs in three
+places: a group of one keeps r (here 0); GAE bootstraps from the first observation
+token (here from the next action token); and REINFORCE++ starts its running return anew at
+observations, so that only the last turn learns (`resets`, off).
 
 Not here: where the reward goes (`placement`), and KL in it (`kl`).
 """

@@ -10,8 +10,11 @@ against; groups whose rewards are all equal have an advantage of exactly 0, and 
 reinforce_pp has no groups, and leaves nobody out; gigpo keeps groups of equal rewards, whose
 turns may still differ.
 
-Sources: algorithms 4.2, 4.6, 4.7. Not here: the loss (`objective`), and refilling a
-wave until enough groups differ (`actors.campaign`).
+Sources: GRPO, arXiv 2402.03300; Dr.GRPO, 2503.20783; RLOO, 2402.14740; REINFORCE++, 2501.03262;
+GiGPO, 2505.10978; MaxRL; the groups that are left out as in DAPO, 2503.14476. Simplified:
+rewards are of whole episodes or of turns; a model that rates single steps is not offered.
+Not here: the loss (`objective`), and refilling a wave until enough groups differ
+(`actors.explorer`).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Shapes: B sequences, T tokens. Invariants: weights carry no gradient; a log-rati
 clamped to ±20 before it is raised; a mask only ever takes tokens away; what is not masked
 in has a weight and a ratio of 0.
 
-Sources: algorithms 4.5 (TIS as in verl and SkyRL, geometric mask SkyRL, IcePop). Not
-renormalised. Not here: the ratio π/π_old that is optimised (`losses`).
+Sources: TIS as in verl and SkyRL, the geometric mask as in SkyRL, IcePop. Not renormalised.
+Not here: the ratio π/π_old that is optimised (`losses`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ With d = log π − log π_ref of a token sampled from π:
 
 Invariants: all are 0 where π = π_ref; a penalty on rewards carries no gradient.
 
-Source: algorithms 4.4. Not here: which of the two places is used (settings: never both).
+Sources: Schulman's note on KL estimators; "k3+" as verl has it; the controller is of arXiv
+1909.08593. Not here: which of the two places is used (settings: never both).
 """
 
 from __future__ import annotations

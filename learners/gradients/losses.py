@@ -12,7 +12,8 @@ Invariants: at ratio 1 the gradient is that of −A·log π; clipping takes the 
 only where the ratio has already gone the way it is pushed; a loss summed with `spread` and
 divided by `total` of the *whole* step does not depend on how the step is cut.
 
-Sources: algorithms 4.3 (verl, SkyRL; DAPO's clip-higher; prime-rl's drop), 0.3 (reductions).
+Sources: PPO, arXiv 1707.06347, as in verl and SkyRL; DAPO's clip-higher, 2503.14476; the dual
+clip, 1912.09729; prime-rl's drop; the reductions as verl names them.
 Not here: advantages, KL, and what corrects the sampler (`importance`).
 """
 

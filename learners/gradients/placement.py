@@ -9,8 +9,9 @@
 Invariants: rewards stand at action tokens alone; before penalties they sum up to the
 trajectory's reward, whatever the placement ("turns": to the sum of what its steps paid).
 
-Sources: algorithms 4.1. Published code puts the reward on the last token, which after the
-final observation is no action's, and then multiplies it by the mask. Not here: KL (`kl`).
+Sources: verl, AgentGym-RL, OpenManus-RL and ETO's PPO, which differ. Published code puts
+the reward on the last token, which after the final observation is no action's, and then
+multiplies it by the mask. Not here: KL (`kl`).
 """
 
 from __future__ import annotations

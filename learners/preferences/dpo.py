@@ -2,9 +2,10 @@
 
     L = -mean log sigma(beta h),   h as in `losses`, reference = the start
 
-Source: AgentGym's ablation (algorithms 1.8), whose pairing is `pairing = "two_samples"`: two
-samples of each task, the lower of each pass, the higher of these two is chosen. Ours pairs the
-best with the worst of K ("self"), or the expert with the worst ("expert"). Every pair needs
+Source: DPO, arXiv 2305.18290; AgentGym's ablation, arXiv 2406.04151, whose pairing is
+`pairing = "two_samples"`: two samples of each task, the lower of each pass, the higher of these
+two is chosen. Ours pairs the best with the worst of K ("self"), or the expert with the worst
+("expert"). Every pair needs
 a gap in reward and a winner above a threshold. Simplified: nothing.
 
 Invariant: at most `pairs_per_task` pairs of a task and wave.

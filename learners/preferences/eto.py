@@ -10,7 +10,7 @@ which an episode that began with the expert's own turns went on to its end, or b
 self-play the best own trajectory of a task, of all waves so far, stands in for the expert; with
 opening = "rejection" the first wave is rejection fine-tuning, without which self-play fails.
 
-Source: arXiv 2403.02502 v1 and its code (algorithms 3). Where they differ: exploration is
+Source: arXiv 2403.02502 v1 and its code. Where they differ: exploration is
 greedy as in both; the rate and beta of each iteration are options (`lrs`, `betas`; the code
 has 1e-6, 5e-7, … and 0.1, 0.5, …); the cut of rejected explorations is the code's for two of
 three worlds (`max_extra_turns`). The step-wise form was not published as code. Simplified:

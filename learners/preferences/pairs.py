@@ -139,7 +139,7 @@ def against_experts(
     threshold: float = float("-inf"),
     per_task: int = 0,
 ) -> Pairs:
-    """ETO's rule: at each task the side with the higher reward is chosen (3.2).
+    """ETO's rule: at each task the side with the higher reward is chosen.
 
     Args:
         experts: of several at a task the best counts.
@@ -165,7 +165,7 @@ def against_experts(
 
 
 def at_turns(experts: Sequence[Trajectory], branches: Sequence[Trajectory]) -> Pairs:
-    """ETO's step-wise rule: at turn t the expert's turn against the agent's (3.3).
+    """ETO's step-wise rule: at turn t the expert's turn against the agent's.
 
     Args:
         branches: episodes that open with the expert's first t-1 turns and go on with the

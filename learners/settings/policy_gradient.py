@@ -1,7 +1,7 @@
 """Policy gradients: how a wave becomes advantages, and how a step follows them.
 
 `GrpoSettings` compares attempts at one task with each other, `PpoSettings` asks a critic.
-The defaults are what the field had settled on in 2026 (algorithms 4.7): advantage r − mean,
+The defaults are what the field had settled on in 2026: advantage r − mean,
 one pass, clip 0.2/0.28, no KL term, no entropy bonus, groups without a difference left out.
 
 Invariant: a KL term stands in the reward or in the loss, never in both.
@@ -44,7 +44,7 @@ class GradientTraining(TrainingSettings, frozen=True):
 
 
 class RewardSettings(Settings, frozen=True):
-    """Where the reward of a trajectory goes, and what is taken off it (algorithms 4.1)."""
+    """Where the reward of a trajectory goes, and what is taken off it."""
 
     placement: Placement = "last"
     """All of it at the last action token; or, where it is positive, spread evenly over the action
@@ -70,7 +70,7 @@ class RewardSettings(Settings, frozen=True):
 
 
 class SurrogateSettings(Settings, frozen=True):
-    """The loss of a token, and how tokens are summed up (algorithms 4.3)."""
+    """The loss of a token, and how tokens are summed up."""
 
     kind: Surrogate = "clip"
     """The clipped ratio; or prime-rl's: the plain ratio, without tokens that have moved by more
@@ -105,7 +105,7 @@ class SurrogateSettings(Settings, frozen=True):
 
 
 class KlSettings(Settings, frozen=True):
-    """A leash to a reference policy (algorithms 4.4). Without it none is loaded."""
+    """A leash to a reference policy. Without it none is loaded."""
 
     where: KlWhere = "none"
     estimator: KlEstimator = "k3"
@@ -133,7 +133,7 @@ class KlSettings(Settings, frozen=True):
 
 
 class ImportanceSettings(Settings, frozen=True):
-    """What is done about a sampler whose probabilities are not the trainer's (algorithms 4.5)."""
+    """What is done about a sampler whose probabilities are not the trainer's."""
 
     correction: Correction = "none"
     """Truncated importance sampling: the loss times min(π_old/μ, cap), by token or sequence."""

@@ -60,7 +60,7 @@ class PreferenceSettings(LearnerSettings, frozen=True):
 
 
 class DpoSettings(PreferenceSettings, frozen=True, tag="dpo"):
-    """DPO on the policy's own success and failure (algorithms 1.8)."""
+    """DPO on the policy's own success and failure."""
 
     history: ClassVar[History] = "last"
 
@@ -86,7 +86,7 @@ class DpoSettings(PreferenceSettings, frozen=True, tag="dpo"):
 
 
 class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
-    """Exploration-based trajectory optimisation (algorithms 3). Explore with temperature 0
+    """Exploration-based trajectory optimisation. Explore with temperature 0
     and one attempt; self-play with 1.0 and two attempts or more."""
 
     scope: Scope = "expert_tasks"

@@ -132,6 +132,24 @@ def test_a_chosen_exploration_is_not_cut(make):
     assert len(pair.chosen.turns) == 12
 
 
+def test_the_last_observation_of_a_chosen_side_goes_too(make):
+    won = played(make, 0, 0, "down", 1.0, final_observation="the door opens")
+    (pair,) = against_experts([make.expert(0, reward=0.5)], [won]).kept
+    assert pair.chosen.id == won.id
+    assert pair.chosen.final_observation == ""
+
+
+def test_space_around_a_text_makes_no_difference(make):
+    """Servers strip differently."""
+    same = played(make, 0, 0, "up right", 0.0)
+    padded = tuple(
+        msgspec.structs.replace(t, observation=f"{t.observation}\n", completion=f" {t.completion}")
+        for t in same.turns
+    )
+    found = against_experts([make.expert(0)], [msgspec.structs.replace(same, turns=padded)])
+    assert found.dropped == {"identical": 1}
+
+
 def test_a_cut_keeps_tokens_mask_and_log_probs_together(make):
     turns = tuple(Turn(f"o{k}", "w", "w", 0.0, start=3 * k + 2, end=3 * k + 3) for k in range(3))
     whole = make.attempt(
@@ -217,6 +235,14 @@ def test_the_best_is_paired_with_the_worst(make):
     assert [(p.chosen.attempt, p.rejected.attempt) for p in both.kept] == [(1, 2), (3, 0)]
 
 
+def test_of_equal_attempts_the_first_is_the_best_and_the_last_the_worst(make):
+    rewards = (0.0, 1.0, 1.0, 0.0)
+    explored = [played(make, 0, k, "up " * (k + 1), r) for k, r in enumerate(rewards)]
+    for wave in (explored, explored[::-1]):
+        (pair,) = best_and_worst(wave, gap=0.01, threshold=0.7).kept
+        assert (pair.chosen.attempt, pair.rejected.attempt) == (1, 3)
+
+
 def test_gap_and_winner_are_at_least_so_much(make):
     def reason(a: float, b: float) -> dict[str, int]:
         explored = [played(make, 0, 0, "up", a), played(make, 0, 1, "down", b)]
@@ -236,6 +262,9 @@ def test_two_samples_pairs_the_lower_of_each_pass(make):
     found = two_samples(explored, gap=0.1, threshold=0.7)
     assert [(p.chosen.attempt, p.rejected.attempt) for p in found.kept] == [(3, 1)]
     assert found.dropped == {"over_cap": 2}
+    # Of three the first pass has two.
+    (pair,) = two_samples(explored[:3], gap=0.1, threshold=0.7).kept
+    assert (pair.chosen.attempt, pair.rejected.attempt) == (2, 1)
     lone = two_samples([*explored[:1], played(make, 1, 3, "up", 0.0)], gap=0.1, threshold=0.7)
     assert lone.dropped == {"single": 2}
 

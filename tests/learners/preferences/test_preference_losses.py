@@ -153,6 +153,22 @@ def test_length_normalised_compares_means():
     assert found == pytest.approx(math.log1p(math.exp(-0.3 * h)) + 2.0)
 
 
+def test_dpop_is_by_the_token_too_where_the_rest_is():
+    pair = (-8.0, -21.0, -4.0, -7.0)
+    h = (-2.0 + 3.0) - (-1.0 + 1.0) - 0.5 * (2.0 - 1.0)
+    found = preference_loss(
+        sides(pair, lengths=(4.0, 7.0)), beta=0.3, length_normalised=True, dpop=0.5
+    )
+    assert found.item() == pytest.approx(math.log1p(math.exp(-0.3 * h)))
+
+
+@pytest.mark.parametrize(("h", "right"), [(5e-4, 0.0), (2e-3, 1.0), (-1.0, 0.0)])
+def test_the_rounding_of_two_passes_is_a_tie(h, right):
+    """At the start of an iteration nothing is learned yet, and accuracy says so."""
+    found = preference_metrics(sides((-1.0 + h, -2.0, -1.0, -2.0)), beta=0.5)
+    assert found["accuracy"] == right
+
+
 def test_a_tie_is_wrong_and_absolute_numbers_are_told():
     pairs = [(-1.0, -2.0, -1.0, -2.0), (-1.0, -3.0, -1.0, -2.0), (-3.0, -2.0, -1.0, -2.0)]
     found = preference_metrics(sides(*pairs), beta=0.5)
