@@ -7,7 +7,7 @@
 Every section but `environment` may be left out; every key has a default (`sections`).
 `--set section.key=value` overrides one key. The staleness that a learner takes is that of
 the run, unless it is given by itself; with any, importance weights are on, unless it is said
-what they are.
+what they are. ETO beside experts explores greedily and once, unless it is said how.
 
 Invariant: a config that loads can be started; what only the machine can tell
 (a missing backend, a missing model directory) is checked before the first episode.
@@ -102,6 +102,10 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
                 f"{', '.join(ALGORITHMS)}"
             )
         document = {**document, "learner": learner}
+        rollout = document.get("rollout", {})
+        beside_experts = learner["algorithm"] == "eto" and not learner.get("self_play")
+        if beside_experts and isinstance(rollout, dict):
+            document["rollout"] = {"temperature": 0.0, "attempts": 1} | rollout
     experts = document.get("experts")
     if isinstance(experts, dict) and experts.get("path"):
         document = {**document, "experts": {"tasks": 0} | experts}  # all that the files hold

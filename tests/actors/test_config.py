@@ -222,6 +222,22 @@ def test_what_an_older_policy_sampled_is_weighted_unless_it_is_said_how(tmp_path
     assert off == ImportanceSettings()
 
 
+def test_eto_beside_experts_explores_greedily_and_once_unless_it_is_said_how(
+    tmp_path: Path,
+) -> None:
+    def explored(more: str) -> tuple[float, int]:
+        rollout = load(tmp_path, MINIMAL + more).rollout
+        return rollout.temperature, rollout.attempts
+
+    assert explored('[learner]\nalgorithm = "eto"\n') == (0.0, 1)
+    assert explored('[rollout]\ntasks = 9\n[learner]\nalgorithm = "eto"\n') == (0.0, 1)
+    warm = "[rollout]\ntemperature = 0.7\nattempts = 2\n"
+    assert explored(warm + '[learner]\nalgorithm = "eto"\n') == (0.7, 2)
+    alone = 'scope = "all_tasks"\nself_play = true\n'
+    assert explored(f'[learner]\nalgorithm = "eto"\n{alone}') == (1.0, 6)
+    assert explored("") == (1.0, 6)
+
+
 def test_the_file_itself_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*missing\.toml"):
         load_config(tmp_path / "missing.toml")

@@ -280,6 +280,11 @@ def test_sides_end_with_what_the_agent_wrote(tiny, make):
     assert list(item.chosen.token_ids) == list(
         tokenise(load_renderer(tiny), make.expert(0)).token_ids
     )
+    # The best own trajectory of self-play, where a newer one is better.
+    own = msgspec.structs.replace(explored, reward=0.5)
+    (pair,) = against_experts([own], [sampled(tiny, make.attempt(0, 1), observed=3)]).kept
+    (item,) = pair_samples([pair], start=tiny, settings=CPU).items
+    assert item.chosen.loss_mask[-1] == item.rejected.loss_mask[-1] == 1
 
 
 @pytest.mark.parametrize("with_tokens", [True, False], ids=["tokens", "text"])
