@@ -86,8 +86,8 @@ class DpoSettings(PreferenceSettings, frozen=True, tag="dpo"):
 
 
 class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
-    """Exploration-based trajectory optimisation. Explore with temperature 0
-    and one attempt; self-play with 1.0 and two attempts or more."""
+    """Exploration-based trajectory optimisation. It explores with
+    temperature 0 and one attempt; self-play with 1.0 and two attempts or more."""
 
     scope: Scope = "expert_tasks"
     contrast: Contrast = "trajectory"
