@@ -269,6 +269,47 @@ def test_corrections_of_another_sampler(tiny, wave):
         assert torch.allclose(target.old[target.mask], reference.old[target.mask] - 0.1, atol=1e-3)
 
 
+def test_weights_multiply_the_surrogate_and_leave_the_kl_alone(tiny, wave):
+    """Every ratio is e^0.1, and the cap 1.05: so every weight is."""
+    other = moved(wave, 0.1)
+
+    def loss(correction: str, far: float) -> tuple[float, float]:
+        rules = settings(
+            zero_variance="keep",
+            importance=ImportanceSettings(correction=correction, cap=1.05),
+            kl=KlSettings(where="loss", coefficient=0.5),
+        )
+        made, policy, items = objective(tiny, other, rules)
+        away = [
+            dataclasses.replace(
+                item,
+                target=dataclasses.replace(item.settled, reference=item.settled.reference - far),
+            )
+            for item in items
+        ]
+        value = made.loss(policy, away, made.denominator(items)).value
+        value.backward()
+        norm = torch.stack([p.grad.norm() for p in policy.trainable().values()]).norm()
+        return value.item(), float(norm)
+
+    (plain, slope), (weighted, steeper) = loss("none", 0.0), loss("token", 0.0)
+    assert weighted == pytest.approx(1.05 * plain, abs=1e-6)
+    assert steeper == pytest.approx(1.05 * slope, rel=1e-4)
+    kl = 0.5 * (math.exp(-0.3) - 1 + 0.3)
+    assert loss("none", 0.3)[0] == pytest.approx(plain + kl, abs=1e-5)
+    assert loss("token", 0.3)[0] == pytest.approx(weighted + kl, abs=1e-5)
+
+
+def test_a_kl_in_the_reward_is_of_the_trainers_own_log_probs(tiny, wave):
+    """The sampler's may be off; the start is its own reference here, so nothing is taken off."""
+    rules = {"estimator": "reinforce_pp"}
+    _, _, plain = objective(tiny, moved(wave, 0.1), settings(**rules))
+    leash = KlSettings(where="reward", coefficient=5.0)
+    _, _, held = objective(tiny, moved(wave, 0.1), settings(kl=leash, **rules))
+    for one, other in zip(plain, held, strict=True):
+        assert torch.allclose(one.settled.advantages, other.settled.advantages, atol=1e-5)
+
+
 def test_masked_trajectories_are_counted_and_left_out(tiny, wave, tmp_path):
     geometric = ImportanceSettings(mask="geometric")
     half = moved(wave[:3], 0.1) + wave[3:]
