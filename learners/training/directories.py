@@ -103,14 +103,19 @@ def claimed(work: str | Path) -> Iterator[Path]:
 
 
 def emptied(work: str | Path) -> None:
-    """Remove everything in a claimed directory but the claim.
+    """Remove everything in a claimed directory but the claim, in the order of names.
+
+    A directory loses its name before its files: whatever dies, nobody finds half of it.
 
     Raises:
         OSError: the disk refused.
     """
-    for entry in Path(work).iterdir():
+    for entry in sorted(Path(work).iterdir()):
         if entry.is_dir():
-            shutil.rmtree(entry)
+            gone = entry.with_name(f".{entry.name.strip('.')}.gone")
+            if entry != gone:
+                entry.rename(gone)
+            shutil.rmtree(gone)
         elif entry.name != LOCK:
             entry.unlink()
 

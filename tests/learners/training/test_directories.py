@@ -184,6 +184,26 @@ def test_what_is_in_a_claimed_directory_stays_until_it_is_emptied(tmp_path: Path
     assert not work.exists()
 
 
+def test_whatever_moment_it_dies_at_nobody_finds_half_of_what_was_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint without its state was once an error of the next run."""
+    for operation in range(100):
+        work = tmp_path / str(operation)
+        for name in ("checkpoint", "step-2"):
+            write(work / name, name)
+        with dies_at(operation, monkeypatch) as done, suppress(Killed):
+            emptied(work)
+        left = [name for name in names(work) if not name.startswith(".")]
+        assert left in (["checkpoint", "step-2"], ["step-2"], [])
+        assert all(content(work / name) == [name, name] for name in left)
+        emptied(work)
+        assert names(work) == []
+        if len(done) < operation:
+            break
+    assert "rmtree" in done
+
+
 def test_only_one_run_works_in_a_directory_threads_included(tmp_path: Path) -> None:
     work = tmp_path / "m.training"
     held, leave = threading.Event(), threading.Event()
