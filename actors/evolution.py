@@ -159,12 +159,12 @@ class Evolution:
         self.learned.update(explored.parts)
         await self._arena.publish(wave, model)
         self._enter(wave, model, figures)
-        spent = self._spent()
+        collapsed, spent = self._collapsed(), self._spent()
         due = wave % self._config.evaluate.every == 0 or wave == self._config.stop.waves
-        if due or spent:
+        if due or collapsed or spent:
             self.rows[-1] = await self._evaluated(self.rows[-1])
         await self._told(self.rows[-1])
-        return self._verdict() or spent
+        return self._verdict(collapsed) or spent
 
     def _order(self, wave: int) -> UpdatePolicy:
         stages, learner = self._stages, self._config.learner
@@ -217,13 +217,12 @@ class Evolution:
             return f"the budget of {stop.episodes} episodes is used up, after wave {row.wave}"
         return ""
 
-    def _verdict(self) -> str:
-        """Say why to stop after the newest wave, if there is a reason."""
+    def _collapsed(self) -> str:
+        """Say how the newest policy has collapsed, if it has."""
         stop, rows = self._config.stop, self.rows
-        newest = rows[-1]
         found = [row.figures for row in rows if row.figures is not None]
         kls = [row.metrics.get("kl") for row in rows]
-        collapsed = collapse(
+        return collapse(
             kls=[kl for kl in kls if kl is not None],
             entropies=[f.entropy for f in found if f.entropy is not None],
             format_errors=found[-1].format_errors,
@@ -231,7 +230,11 @@ class Evolution:
             min_entropy=stop.min_entropy,
             max_format_errors=stop.max_format_errors,
         )
-        scored, scores = evaluated(rows)
+
+    def _verdict(self, collapsed: str) -> str:
+        """Say why to stop after the newest wave, if there is a reason."""
+        stop, newest = self._config.stop, self.rows[-1]
+        scored, scores = evaluated(self.rows)
         verdict = judge(
             scores,
             min_gain=stop.min_gain,
@@ -240,7 +243,10 @@ class Evolution:
         )
         best = scored[verdict.best].wave
         if collapsed:
-            return f"collapse in wave {newest.wave}: {collapsed}; rolled back to wave {best}"
+            kept = f"rolled back to wave {best}"
+            if best == newest.wave:
+                kept = "dev tasks choose it all the same"
+            return f"collapse in wave {newest.wave}: {collapsed}; {kept}"
         if newest.dev is None:
             return ""
         if verdict.decision is Decision.ROLL_BACK:

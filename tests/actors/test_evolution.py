@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollwave.actors import arena
+from rollwave.actors import arena, evolution
 from rollwave.actors.backends.latency import ConstantLatency
 from rollwave.actors.campaign import run_campaign
 from rollwave.actors.config import parse_config
@@ -86,6 +86,27 @@ def test_dev_tasks_end_it_and_choose(
     assert result.best == best
     assert result.stopped.startswith(reason)
     assert play(tmp_path, **stop) == result  # what is on disk is judged again, and alike
+
+
+@pytest.mark.parametrize(
+    ("newest", "best", "kept"),
+    [(0.3, 0, "rolled back to wave 0"), (0.9, 1, "dev tasks choose it all the same")],
+)
+def test_a_collapsed_policy_is_evaluated_before_anything_is_said_of_it(
+    tmp_path: Path,
+    rewarded: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    newest: float,
+    best: int,
+    kept: str,
+) -> None:
+    """It named the best of those before, and the table then chose another."""
+    rewarded(0.5, newest)
+    monkeypatch.setattr(evolution, "collapse", lambda **_: "its KL jumped")
+    result = play(tmp_path, every=3)
+    assert result.stopped == f"collapse in wave 1: its KL jumped; {kept}"
+    assert result.best == best
+    assert [row.dev is not None for row in result.rows] == [True, True]
 
 
 def test_patience_counts_evaluations_where_not_every_wave_is_evaluated(
