@@ -47,7 +47,13 @@ _FREE: Final = frozenset(
 )
 """Settings that may change when a campaign goes on."""
 
-_ADDED: Final[Mapping[str, str]] = {"experts.path": "()", "experts.replay": "False"}
+_ADDED: Final[Mapping[str, str]] = {
+    "experts.path": "()",
+    "experts.replay": "False",
+    "cloning.split_turns": "auto",
+    "learner.training.split_turns": "auto",
+    "learner.opening_training.split_turns": "auto",
+}
 """Settings that older runs do not have, with what they did."""
 
 

@@ -41,6 +41,7 @@ from ..engine.errors import (
     RunLocked,
     StorageFailed,
     StoreError,
+    TemplateError,
     WaveCorrupt,
     classify,
 )
@@ -138,6 +139,7 @@ _ERRORS: Final[Mapping[str, type[RollwaveError]]] = {
         RunLocked,
         StorageFailed,
         StoreError,
+        TemplateError,
         WaveCorrupt,
     )
 } | {FaultKind.STORAGE.value: StorageFailed}

@@ -86,7 +86,7 @@ def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
     if tokenizer:
         from ..learners.model.chat import load_renderer
 
-        renderer = load_renderer(tokenizer)
+        renderer = load_renderer(tokenizer, keep_thoughts=True)
 
     def make(_version: int, _path: str) -> Backend:
         # A server's weights are its own affair: no version, no path.
@@ -128,7 +128,8 @@ def _model(
     context = min(context or own, own)
     from ..learners.model.chat import load_renderer
 
-    renderer = load_renderer(path)
+    # An agent's prompt is what it saw and sampled, its thoughts among it: they stay.
+    renderer = load_renderer(path, keep_thoughts=True)
     make: Callable[[int, str], Backend]
     if backend == "vllm" or (backend == "auto" and has_vllm):
         from .backends.vllm import VllmBackend, VllmSettings

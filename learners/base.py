@@ -19,13 +19,16 @@ from ..engine.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One trajectory as a learner takes it: tokens, where the loss is, and how much it counts."""
+    """One trajectory as a learner takes it, or one turn of it (`model.turns`): tokens, where the
+    loss is, and how much it counts."""
 
     id: str
     token_ids: Sequence[int]  # [n]
     loss_mask: Sequence[int]  # [n], 1 where the agent wrote
     logprobs: Sequence[float] = ()  # [n] behaviour log-probs, or empty for experts
     weight: float = 1.0
+    episode: str = ""
+    """Of one turn alone: the trajectory that it is of, which lies in one optimiser step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,10 @@ def clone(
     """
     from ..training.objective import Likelihood
 
-    ready = samples_of(trajectories, start=start, settings=settings, weights=weights).require()
+    ready = samples_of(
+        trajectories, start=start, settings=settings, weights=weights, split=True
+    ).require()
+    single = sum(1 for sample in ready.samples if sample.episode)
     return run_step(
         ready.samples,
         Likelihood(),
@@ -100,7 +103,8 @@ def clone(
         data=hash_samples(ready.samples),
         record=record or {},
         dropped=ready.dropped,
-        metrics=metrics,
+        kept=len(ready.trajectories),
+        metrics={**(metrics or {}), **({"split_turns": float(single)} if single else {})},
         progress=progress,
         evaluate=evaluate,
     )

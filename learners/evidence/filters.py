@@ -74,12 +74,13 @@ class Usable:
 
 def usable(
     trajectories: Sequence[Trajectory],
-    tokenise: Callable[[Trajectory], Sample],
+    tokenise: Callable[[Trajectory], Sample | Sequence[Sample]],
     *,
     context: int,
     texts: bool = False,
 ) -> Usable:
-    """Tokenise what can be trained on.
+    """Tokenise what can be trained on. Of a trajectory that becomes several samples, each has to
+    be usable.
 
     Reasons for dropping: `fault`, `cancelled`, `no_turns`, `no_tokens` (a model wrote it,
     but its server gave no token ids; `texts` accepts these and tokenises their text),
@@ -90,45 +91,48 @@ def usable(
     samples: list[Sample] = []
     dropped: Counter[str] = Counter()
     for trajectory in trajectories:
-        reason, sample = _prepare(trajectory, tokenise, context, texts)
-        if sample is None:
+        reason, found = _prepare(trajectory, tokenise, context, texts)
+        if reason:
             dropped[reason] += 1
         else:
             passed.append(trajectory)
-            samples.append(sample)
+            samples += found
     return Usable(passed, samples, dict(dropped))
 
 
 def _prepare(
     trajectory: Trajectory,
-    tokenise: Callable[[Trajectory], Sample],
+    tokenise: Callable[[Trajectory], Sample | Sequence[Sample]],
     context: int,
     texts: bool,
-) -> tuple[str, Sample | None]:
+) -> tuple[str, list[Sample]]:
     reason = unscored(trajectory)
     if reason:
-        return reason, None
+        return reason, []
     if not trajectory.turns:
-        return "no_turns", None
+        return "no_turns", []
     sampled = any(turn.finish is not FinishReason.SCRIPTED for turn in trajectory.turns)
     if sampled and not trajectory.token_ids and not texts:
-        return "no_tokens", None
+        return "no_tokens", []
     try:
-        sample = tokenise(trajectory)
+        made = tokenise(trajectory)
     except BadSample:
-        return "bad_sample", None
+        return "bad_sample", []
+    found = [made] if isinstance(made, Sample) else list(made)
+    return next((why for sample in found if (why := _unusable(sample, context))), ""), found
+
+
+def _unusable(sample: Sample, context: int) -> str:
     # The first token has no predecessor to be predicted from.
     if not any(sample.loss_mask[1:]):
-        return "empty_mask", None
+        return "empty_mask"
     if not all(
         math.isfinite(value)
         for value, counts in zip(sample.logprobs, sample.loss_mask, strict=False)
         if counts
     ):
-        return "bad_logprobs", None
-    if len(sample.token_ids) > context:
-        return "too_long", None
-    return "", sample
+        return "bad_logprobs"
+    return "too_long" if len(sample.token_ids) > context else ""
 
 
 def unscored(trajectory: Trajectory) -> str:

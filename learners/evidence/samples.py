@@ -14,9 +14,11 @@ from hashlib import blake2b
 
 import msgspec
 
+from ...engine.errors import TemplateError
 from ...engine.trajectory import Trajectory
 from ..base import Sample
 from ..model.chat import load_renderer, tokenise
+from ..model.turns import tokenise_turns
 from ..settings import TrainingSettings
 from .filters import Usable, usable
 
@@ -27,24 +29,42 @@ def samples_of(
     start: str,
     settings: TrainingSettings,
     weights: Sequence[float] | None = None,
+    split: bool = False,
 ) -> Usable:
     """Tokenise what can be trained on from `start`, and count the rest (`filters.usable`).
 
     Args:
         weights: one for each trajectory, not negative; None: all 1.
+        split: whoever asks can learn from single turns, where the settings allow it: a text whose
+            rendering breaks the prefix rule becomes one sample a turn, each with the weight of
+            its trajectory.
 
     Raises:
         ConfigError: `start` holds no model.
+        TemplateError: there is a text, its rendering breaks the prefix rule, and it may not be
+            split.
     """
     from ..model.policy import context_length
 
-    renderer = load_renderer(start, keep_thoughts=settings.keep_thoughts)
+    renderer = load_renderer(start, keep_thoughts=settings.keep_thoughts, strict=False)
+    split = split and settings.split_turns == "auto"
     weight_of: Mapping[int, float] = {
         id(t): w for t, w in zip(trajectories, weights or (), strict=weights is not None)
     }
+
+    def made(trajectory: Trajectory) -> list[Sample]:
+        weight = weight_of.get(id(trajectory), 1.0)
+        try:
+            found = [tokenise(renderer, trajectory)]
+        except TemplateError:
+            if not split:
+                raise
+            found = tokenise_turns(renderer, trajectory)
+        return [replace(sample, weight=weight) for sample in found]
+
     return usable(
         trajectories,
-        lambda t: replace(tokenise(renderer, t), weight=weight_of.get(id(t), 1.0)),
+        made,
         context=min(settings.context or 2**31, context_length(start)),
         texts=settings.texts,
     )

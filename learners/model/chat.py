@@ -8,12 +8,13 @@ then on every message is tokenised exactly once.
 Invariants:
 
 * prefix rule: what was rendered for k messages is a prefix of what is rendered for
-  k+1; a template that breaks it is refused, and the error names the message;
+  k+1; a template that breaks it is refused, and the error names the message, unless single
+  turns are to be made of its conversations (`turns`);
 * the pieces joined are the template's own rendering, character for character;
 * text of an environment or an expert never becomes a special token, whatever it says.
 
-Not here: what is sampled (its ids are kept as they are), and where the loss goes in
-sampled trajectories (their own mask says so).
+Not here: what is sampled (its ids are kept as they are), where the loss goes in sampled
+trajectories (their own mask says so), and one sample a turn (`turns`).
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class ChatRenderer:
         tokenizer: a transformers tokenizer with a chat template.
         keep_thoughts: accept a template that removes <think> blocks from earlier turns.
             The agent then keeps seeing its thoughts: its prompt is what it sampled.
+        strict: refuse a template that breaks the prefix rule; otherwise `broken` says so.
         options: passed to the template by name, such as {"enable_thinking": False}.
 
     Raises:
@@ -67,12 +69,15 @@ class ChatRenderer:
     """The token that ends an assistant turn: EOS, <|im_end|>, ..."""
     stop_ids: Final[tuple[int, ...]]
     """Every token that ends sampling: the closer first, then EOS if it is another one."""
+    broken: str
+    """How the template breaks the prefix rule; "" if it keeps it."""
 
     def __init__(
         self,
         tokenizer: Any,
         *,
         keep_thoughts: bool = False,
+        strict: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -112,10 +117,16 @@ class ChatRenderer:
         self.stop_ids = tuple(dict.fromkeys(i for i in (self.closer_id, eos) if i is not None))
         self._header_ids = self._encode(self._header)
 
-        for roles in (("user",), ("user", "assistant", "user")):
-            self._shapes[roles] = self._checked(roles)
-        if not keep_thoughts:
-            self._require_thoughts()
+        self.broken = ""
+        try:
+            for roles in (("user",), ("user", "assistant", "user")):
+                self._shapes[roles] = self._checked(roles)
+            if not keep_thoughts:
+                self._require_thoughts()
+        except TemplateError as error:
+            if strict:
+                raise
+            self.broken = str(error)
 
     def opening(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Tokens of a whole prompt: every message (the last is the first observation) and
@@ -169,6 +180,34 @@ class ChatRenderer:
         else:
             text = self._tokenizer.decode(list(ids[:end]), skip_special_tokens=False)
         return str(text)
+
+    def conversation(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Tokens of a whole prompt as the template renders it at this very point, whatever it
+        makes of earlier messages, with the header of the agent's answer.
+
+        Raises:
+            TemplateError: the template does not take these roles in this order.
+        """
+        texts = [message.text for message in messages]
+        spelled = [name for text in texts for name in self._specials.findall(text)]
+        names = dict.fromkeys(spelled)  # what must stay text
+        mark = "rollwavespecial"
+        while any(mark in text for text in texts):
+            mark += "x"
+        stand_ins = {name: f"{mark}{n}e" for n, name in enumerate(names)}
+        hidden = [self._specials.sub(lambda m: stand_ins[m.group()], text) for text in texts]
+        rendered = self._render([message.role for message in messages], hidden)
+        if not names:
+            return self._tokens(rendered, split_specials=False)
+        ids: list[int] = []
+        for special, run in self._runs([rendered]):
+            if special:
+                ids.append(self._tokenizer.convert_tokens_to_ids(special))
+                continue
+            for name, stand_in in stand_ins.items():
+                run = run.replace(stand_in, name)
+            ids += self._tokens(run, split_specials=True)
+        return ids
 
     def _encode(self, *parts: str) -> list[int]:
         """Tokenise template text (even parts) and foreign text (odd parts) as one text.
@@ -267,12 +306,15 @@ class ChatRenderer:
             raise TemplateError(
                 "the chat template breaks the prefix rule in message 1 (assistant): it removes "
                 "<think> blocks from earlier turns, so the prompt would no longer be what the "
-                "agent sampled. Use keep_thoughts=True to let it see them, or another template"
+                "agent sampled. Set keep_thoughts = true, which lets it see them, or change the "
+                "template"
             )
 
 
-def load_renderer(model_dir: str, *, keep_thoughts: bool = False) -> ChatRenderer:
-    """Make the renderer of a Hugging Face model directory.
+def load_renderer(
+    model_dir: str, *, keep_thoughts: bool = False, strict: bool = True
+) -> ChatRenderer:
+    """Make the renderer of a Hugging Face model directory; arguments as `ChatRenderer`.
 
     Raises:
         ConfigError: there is no tokenizer in it, or one of another model.
@@ -289,7 +331,7 @@ def load_renderer(model_dir: str, *, keep_thoughts: bool = False) -> ChatRendere
         raise ConfigError(f"{model_dir} holds no tokenizer (tokenizer_config.json): is it a model?")
     tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     _require_fitting(tokenizer, Path(model_dir))
-    return ChatRenderer(tokenizer, keep_thoughts=keep_thoughts)
+    return ChatRenderer(tokenizer, keep_thoughts=keep_thoughts, strict=strict)
 
 
 def _require_fitting(tokenizer: Any, model_dir: Path) -> None:
@@ -316,6 +358,7 @@ def tokenise(renderer: ChatRenderer, trajectory: Trajectory) -> Sample:
 
     Raises:
         BadSample: it has neither tokens nor turns, or its tokens break its invariants.
+        TemplateError: it has no tokens, and the template breaks the prefix rule.
     """
     if trajectory.token_ids:
         trajectory.check()
@@ -327,6 +370,8 @@ def tokenise(renderer: ChatRenderer, trajectory: Trajectory) -> Sample:
         )
     if not trajectory.turns:
         raise BadSample(f"trajectory {trajectory.id} has no turns: there is nothing to learn from")
+    if renderer.broken:
+        raise TemplateError(renderer.broken)
     first = ChatMessage("user", trajectory.turns[0].observation)
     ids = renderer.opening([*trajectory.prompt, first])
     mask = bytearray(len(ids))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ...engine.errors import TemplateError
 from ...engine.trajectory import Trajectory
 from ..base import Sample
 from ..evidence.filters import usable
@@ -48,10 +49,11 @@ def pair_samples(pairs: Sequence[Pair], *, start: str, settings: TrainingSetting
 
     Raises:
         ConfigError: `start` holds no model.
+        TemplateError: a side is text, and its rendering breaks the prefix rule.
     """
     from ..model.policy import context_length
 
-    renderer = load_renderer(start, keep_thoughts=settings.keep_thoughts)
+    renderer = load_renderer(start, keep_thoughts=settings.keep_thoughts, strict=False)
     context = min(settings.context or 2**31, context_length(start))
     kept: list[Pair] = []
     items: list[PairSample] = []
@@ -84,11 +86,11 @@ def sides(items: Sequence[PairSample]) -> list[Sample]:
 def _sample(renderer: ChatRenderer, pair: Pair, side: Trajectory) -> Sample:
     """One side of a pair: all its turns, or the last alone."""
     if pair.turn is None:
-        return _trimmed(tokenise(renderer, side))
+        return _trimmed(_whole(renderer, side))
     other = pair.rejected if side is pair.chosen else pair.chosen
     scripted = not side.token_ids
     anchor = other if scripted and other.token_ids else side
-    sample = tokenise(renderer, anchor)
+    sample = _whole(renderer, anchor)
     written = renderer.completion(side.turns[pair.turn].completion) if scripted else ()
     if anchor.token_ids:
         # What the agent had seen before this turn, token for token, stands before both.
@@ -101,6 +103,17 @@ def _sample(renderer: ChatRenderer, pair: Pair, side: Trajectory) -> Sample:
         return Sample(f"{side.id}@{pair.turn}", [*before, *written], mask)
     mask = bytes(first) + bytes(sample.loss_mask[first:])
     return _trimmed(replace(sample, id=f"{side.id}@{pair.turn}", loss_mask=mask))
+
+
+def _whole(renderer: ChatRenderer, side: Trajectory) -> Sample:
+    """All of a side as one sequence: its log-probability is compared as a whole."""
+    try:
+        return tokenise(renderer, side)
+    except TemplateError as error:
+        raise TemplateError(
+            f"{error}. Preferences compare whole episodes, which are not split into turns: with "
+            "this template they can be learned only from what the policy sampled itself"
+        ) from None
 
 
 def _trimmed(sample: Sample) -> Sample:

@@ -11,6 +11,7 @@ from .base import Settings, require
 
 Schedule = Literal["constant", "linear", "cosine"]
 Packing = Literal["auto", "always", "never"]
+SplitTurns = Literal["auto", "never"]
 
 
 class LoraSettings(Settings, frozen=True):
@@ -79,6 +80,9 @@ class TrainingSettings(Settings, frozen=True):
     """Learn also from a model's trajectories that came without token ids (API servers)."""
     keep_thoughts: bool = False
     """Accept a chat template that removes <think> blocks from earlier turns; see `chat`."""
+    split_turns: SplitTurns = "auto"
+    """Where a chat template renders earlier messages otherwise once a conversation goes on, make
+    one sample of each turn of an episode that comes as text ("auto"), or refuse it ("never")."""
     evaluate_every: int = 0
     """Steps between evaluations on dev tasks, where a callback is given; 0: never."""
     patience: int = 3

@@ -9,9 +9,9 @@ Not here: what is worth training on (`filters`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
 from typing import TypeVar
 
 import torch
@@ -127,6 +127,7 @@ def steps(
     tokens: int = 0,
     epochs: int = 0,
     cost: Callable[[Item], int],
+    together: Callable[[Item], Hashable] = lambda _: None,
 ) -> Iterator[list[Item]]:
     """Deal the items into optimiser steps, reshuffled every epoch.
 
@@ -134,19 +135,33 @@ def steps(
     many tokens by their `cost` (at least one). With `epochs`, each epoch is cut on its own
     and its last step may be smaller; without, steps go on for ever and across the ends of
     epochs, so that all are full.
+
+    Neighbours that `together` gives the same name are dealt as one item, and count as one of
+    `size`.
     """
+    wholes = _wholes(items, together)
     step: list[Item] = []
-    filled = 0
+    filled = members = 0
     for number in range(epochs) if epochs else count():
-        order = list(items)
+        order = list(wholes)
         generator(seed, "epoch", number).shuffle(order)
-        for item in order:
-            n = cost(item)
-            if step and (filled + n > tokens if tokens else len(step) == size):
+        for whole in order:
+            n = sum(map(cost, whole))
+            if step and (filled + n > tokens if tokens else members == size):
                 yield step
-                step, filled = [], 0
-            step.append(item)
+                step, filled, members = [], 0, 0
+            step += whole
             filled += n
+            members += 1
         if epochs:
             yield step
-            step, filled = [], 0
+            step, filled, members = [], 0, 0
+
+
+def _wholes(items: Sequence[Item], together: Callable[[Item], Hashable]) -> list[tuple[Item, ...]]:
+    """Neighbours of the same name as one; what has none is by itself."""
+    found: list[tuple[Item, ...]] = []
+    for name, group in groupby(items, together):
+        members = tuple(group)
+        found += [members] if name is not None else [(item,) for item in members]
+    return found

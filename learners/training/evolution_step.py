@@ -43,6 +43,7 @@ def run_step(
     data: str,
     record: Mapping[str, Any],
     dropped: Mapping[str, int],
+    kept: int | None = None,
     metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     evaluate: Evaluate | None = None,
@@ -54,6 +55,7 @@ def run_step(
         record: what else decides the result (the algorithm and its settings); it goes into
             training.json too.
         dropped: what was left out, by reason.
+        kept: how many trajectories or pairs the items are; None: one each.
         metrics: known before training (counts, reward moments); they join the report's.
 
     Raises:
@@ -95,7 +97,7 @@ def run_step(
         figures = {**(metrics or {}), **training.run(progress, evaluate)}
         made_by |= {
             "metrics": figures,
-            "kept": len(items),
+            "kept": len(items) if kept is None else kept,
             "dropped": dict(dropped),
             "versions": {
                 "python": platform.python_version(),
@@ -110,7 +112,7 @@ def run_step(
         if processes.first:
             training.clear()
         processes.wait()
-    return Report(figures, len(items), dict(dropped))
+    return Report(figures, made_by["kept"], dict(dropped))
 
 
 def _fingerprint(made_by: Mapping[str, Any]) -> str:

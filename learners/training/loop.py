@@ -183,6 +183,7 @@ class Training(Generic[Item]):
             tokens=settings.batch_tokens,
             epochs=epochs,
             cost=self._objective.tokens,
+            together=self._objective.together,
         )
 
     def _run(self, progress: Progress | None, evaluate: Evaluate | None) -> dict[str, float]:

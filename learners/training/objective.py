@@ -71,6 +71,10 @@ class Objective(ABC, Generic[Item]):
         """Items of different kinds cannot pass through the model together."""
         return None
 
+    def together(self, item: Item) -> Hashable:
+        """Neighbours with the same name are dealt into one step, as one; None: by itself."""
+        return None
+
     @abstractmethod
     def denominator(self, batch: Sequence[Item]) -> float:
         """What the loss of a whole step is divided by; 0 where there is nothing to learn."""
@@ -92,6 +96,9 @@ class Likelihood(Objective[Sample]):
 
     def tokens(self, item: Sample) -> int:
         return len(item.token_ids)
+
+    def together(self, item: Sample) -> Hashable:
+        return item.episode or None
 
     def denominator(self, batch: Sequence[Sample]) -> float:
         return loss_denominator(batch)

@@ -95,3 +95,28 @@ def test_the_order_depends_on_the_seed_and_changes_every_epoch():
     assert first == again
     assert first != second
     assert first != other
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=9),
+    st.integers(0, 5),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_the_turns_of_an_episode_are_dealt_into_one_step_as_one(sizes, seed, size, by_name, epochs):
+    items = [(e, n) for e, turns in enumerate(sizes) for n in range(turns)]
+    name = (lambda item: item[0]) if by_name else (lambda _: None)
+    dealt = list(steps(items, seed=seed, size=size, epochs=epochs, cost=lambda _: 1, together=name))
+    assert Counter(item for step in dealt for item in step) == dict.fromkeys(items, epochs)
+    if not by_name:
+        assert dealt == list(steps(items, seed=seed, size=size, epochs=epochs, cost=lambda _: 1))
+        return
+    for step in dealt:
+        whole = dict.fromkeys(e for e, _ in step)
+        assert len(whole) <= size
+        assert step == [(e, n) for e in whole for n in range(sizes[e])]
+    # So many steps as whole episodes would take.
+    plain = steps(list(range(len(sizes))), seed=seed, size=size, epochs=epochs, cost=lambda _: 1)
+    assert len(dealt) == len(list(plain))
