@@ -12,8 +12,8 @@ what they are. ETO beside experts explores greedily and once, unless it is said 
 Invariant: a config that loads can be started; what only the machine can tell
 (a missing backend, a missing model directory) is checked before the first episode.
 
-Not here: the keys (`sections`), what contradicts what (`config_rules`), and what a campaign
-does with it (`campaign`).
+Not here: the keys (`sections`), what contradicts what (`config_rules`), what was meant by
+a wrong key (`config_hints`), and what a campaign does with it (`campaign`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..learners.settings import (
     GradientSettings,
     TrainingSettings,
 )
+from .config_hints import explained
 from .config_rules import contradiction
 from .sections import (
     ControlSection,
@@ -111,7 +112,9 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
         document = {**document, "experts": {"tasks": 0} | experts}  # all that the files hold
     try:
         config = msgspec.convert(document, CampaignConfig)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {explained(str(error), CampaignConfig, document)}") from None
+    except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if isinstance(learner, dict):
         config = _followed(config, learner)
