@@ -300,6 +300,50 @@ def test_weights_multiply_the_surrogate_and_leave_the_kl_alone(tiny, wave):
     assert loss("token", 0.3)[0] == pytest.approx(weighted + kl, abs=1e-5)
 
 
+def test_the_loss_divides_logits_by_the_temperature_that_each_was_sampled_at(tiny, wave, sample):
+    """Nothing has moved yet, so every ratio is 1: at another temperature it would not be."""
+    cold = sample(tiny, TASKS, by_word, temperature=0.5, seed=1)
+    made, policy, items = objective(tiny, wave + cold, settings(zero_variance="keep"))
+    loss = made.loss(policy, items, made.denominator(items))
+    (ratio, n), (apart, _) = loss.metrics["ratio_mean"], loss.metrics["kl_old"]
+    assert n == made.denominator(items)
+    assert ratio / n == pytest.approx(1, abs=1e-5)
+    assert apart / n == pytest.approx(0, abs=1e-8)
+
+
+def test_tokens_that_are_masked_carry_no_loss_and_are_not_counted(tiny, wave):
+    """The first word of every attempt at the third task is off by e; the others stay."""
+    other = []
+    for t in wave:
+        logprobs = list(unpack_floats(t.logprobs))
+        if t.task_id == "grid_2":
+            logprobs[t.turns[0].start] -= 1
+        other.append(msgspec.structs.replace(t, logprobs=pack_floats(logprobs)))
+    rules = settings(zero_variance="keep", importance=ImportanceSettings(mask="icepop"))
+    made, policy, items = objective(tiny, other, rules)
+    assert len(items) == 18
+    for item in items:
+        kept = item.settled.mask[item.actions].tolist()
+        assert kept == ([False, True, True] if item.group[1] == "grid_2" else [True] * len(kept))
+    assert made.denominator(items) == 36 - 6
+    for item in items:
+        item.settled.advantages[~item.settled.mask] = 1e6
+    assert abs(made.loss(policy, items, made.denominator(items)).value.item()) < 10
+
+
+def test_ppo_whitens_over_all_action_tokens_or_leaves_advantages_as_they_are(tiny, wave):
+    """A fresh critic says 0, so that what is left is the return."""
+    raw, white = (
+        objective(tiny, wave, settings(PpoSettings, critic_warmup=0, whiten=whiten))[2]
+        for whiten in (False, True)
+    )
+    for item in raw:
+        assert torch.allclose(item.settled.advantages[item.actions], torch.tensor(item.reward))
+    values = torch.cat([item.settled.advantages[item.actions] for item in white])
+    assert values.mean().item() == pytest.approx(0, abs=1e-5)
+    assert values.std().item() == pytest.approx(1, abs=1e-3)
+
+
 def test_a_kl_in_the_reward_is_of_the_trainers_own_log_probs(tiny, wave):
     """The sampler's may be off; the start is its own reference here, so nothing is taken off."""
     rules = {"estimator": "reinforce_pp"}
