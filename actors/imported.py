@@ -154,24 +154,24 @@ class _Chosen:
             return "evaluation"
         if split and split != section.split:
             return "other_split"
+        task = Task(spec.id, index, split) if index is not None and split else None
+        if task is None and self._replay:
+            return "no_task"
+        # Not a number of ours: it must not look like one.
+        name = task.id if task is not None else f"record_{len(self._ranks)}"
+        if self._one_each and self._attempts[name]:
+            return "same_task"
+        rank = self._ranks.get(name, len(self._ranks))
+        if section.tasks and rank >= section.first + section.tasks:
+            return "over_tasks"
         made = self._text(found, [own_text(spec.id, turn.observation) for turn in found.turns])
-        if index is None or not split:
-            if self._replay:
-                return "no_task"
-            # Not a number of ours: it must not look like one.
-            name, split = f"record_{len(self.kept)}", ""
-        else:
-            task = Task(spec.id, index, split)
-            name = task.id
-            if self._one_each and self._attempts[name]:
-                return "same_task"
-            if self._replay:
-                replayed = self._replayed(made, task)
-                if replayed is None:
-                    return "not_replayed"
-                made = replayed
-        rank = self._ranks.setdefault(name, len(self._ranks))
-        if rank < section.first or (section.tasks and rank >= section.first + section.tasks):
+        if task is not None and self._replay:
+            replayed = self._replayed(made, task)
+            if replayed is None:
+                return "not_replayed"
+            made = replayed
+        self._ranks[name] = rank
+        if rank < section.first:
             return "over_tasks"
         attempt = self._attempts[name]
         self._attempts[name] += 1
@@ -180,7 +180,7 @@ class _Chosen:
             msgspec.structs.replace(made, id=id_, task_id=name, split=split, attempt=attempt)
         )
         self.assumed["env"] += unnamed
-        self.assumed["task"] += not split
+        self.assumed["task"] += task is None
         return ""
 
     def _text(self, found: Trajectory, seen: Iterable[str]) -> Trajectory:

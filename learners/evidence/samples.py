@@ -47,7 +47,6 @@ def samples_of(
     from ..model.policy import context_length
 
     renderer = load_renderer(start, keep_thoughts=settings.keep_thoughts, strict=False)
-    split = split and settings.split_turns == "auto"
     weight_of: Mapping[int, float] = {
         id(t): w for t, w in zip(trajectories, weights or (), strict=weights is not None)
     }
@@ -56,7 +55,9 @@ def samples_of(
         weight = weight_of.get(id(trajectory), 1.0)
         try:
             found = [tokenise(renderer, trajectory)]
-        except TemplateError:
+        except TemplateError as error:
+            if settings.split_turns == "never":
+                raise TemplateError(f'{error}. Or let split_turns be "auto"') from None
             if not split:
                 raise
             found = tokenise_turns(renderer, trajectory)
