@@ -71,6 +71,8 @@ class Dataset(Sequence[Trajectory]):
     """Trajectories of the current wave left out, by reason."""
     statistics: Mapping[str, float]
     """Of the current wave: success_rate (also by environment), turns, entropy."""
+    new: tuple[Trajectory, ...] = ()
+    """D_m: those of the current wave."""
 
     @overload
     def __getitem__(self, index: int) -> Trajectory: ...
@@ -194,6 +196,7 @@ class AgentEvol(Learner):
             counts,
             new.dropped,
             _statistics(waves[-1], self.settings.thresholds),
+            tuple(new.kept),
         )
 
     def update(
@@ -215,8 +218,10 @@ class AgentEvol(Learner):
             "algorithm": "agent_evol",
             "evolution": msgspec.to_builtins(self.settings),
         }
+        new: tuple[Trajectory, ...] = ()
+        dropped: Mapping[str, int] = {}
         if isinstance(trajectories, Dataset):
-            weights = trajectories.weights
+            weights, new, dropped = trajectories.weights, trajectories.new, trajectories.dropped
             record |= {"dataset": trajectories.digest, "counts": dict(trajectories.counts)}
         else:
             weights = self._weights(trajectories)
@@ -228,6 +233,8 @@ class AgentEvol(Learner):
             weights=weights,
             record=record,
             metrics=wave_mismatch(self.last, _newest(trajectories), self.settings.training),
+            new=new,
+            dropped=dropped,
             progress=progress,
             evaluate=evaluate,
         )

@@ -16,7 +16,8 @@ where the result goes (`evolution_step`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...engine.trajectory import Trajectory
@@ -78,6 +79,8 @@ def clone(
     weights: Sequence[float] | None = None,
     record: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    new: Collection[Trajectory] = (),
+    dropped: Mapping[str, int] | None = None,
     progress: Progress | None = None,
     evaluate: Evaluate | None = None,
 ) -> Report:
@@ -87,12 +90,18 @@ def clone(
         weights: one for each trajectory, not negative; None: all 1.
         record: put into `training.json` beside the rest.
         metrics: known before training; they join the report's.
+        new: if given, those without any of which there is nothing to learn.
+        dropped: left out before, by reason; they join the report's.
+
+    Raises:
+        EmptyWave: nothing is usable, or nothing of what is new.
+        Others: as `BehaviourCloning.update`.
     """
     from ..training.objective import Likelihood
 
     ready = samples_of(
         trajectories, start=start, settings=settings, weights=weights, split=True
-    ).require()
+    ).require(new)
     single = sum(1 for sample in ready.samples if sample.episode)
     return run_step(
         ready.samples,
@@ -102,7 +111,7 @@ def clone(
         out=out,
         data=hash_samples(ready.samples),
         record=record or {},
-        dropped=ready.dropped,
+        dropped=dict(Counter(dropped or {}) + Counter(ready.dropped)),
         kept=len(ready.trajectories),
         metrics={**(metrics or {}), **({"split_turns": float(single)} if single else {})},
         progress=progress,

@@ -57,5 +57,7 @@ def evolve(
             "counts": dict(data.counts),
         },
         metrics=wave_mismatch(evidence.start("last"), data.trajectories, settings.training),
+        new=data.new,
+        dropped=data.dropped,
         progress=progress,
     )

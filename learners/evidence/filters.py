@@ -64,12 +64,17 @@ class Usable:
     samples: list[Sample]
     dropped: dict[str, int]
 
-    def require(self) -> Usable:
-        """Return itself, or raise `EmptyWave` with the counts if nothing is usable."""
-        if self.samples:
+    def require(self, new: Collection[Trajectory] = ()) -> Usable:
+        """Return itself, or raise `EmptyWave` with the counts if nothing is usable.
+
+        Args:
+            new: if given, one of these has to be among what is.
+        """
+        if self.samples and (not new or not set(new).isdisjoint(self.trajectories)):
             return self
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()))
-        raise EmptyWave(f"no usable trajectory: {counts or 'none were given'}")
+        what = "new trajectory" if self.samples else "trajectory"
+        raise EmptyWave(f"no usable {what}: {counts or 'none were given'}")
 
 
 def usable(

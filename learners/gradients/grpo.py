@@ -89,6 +89,10 @@ class GroupGradient(PolicyGradient):
         super().__init__(settings, ready, start=start, reference=reference)
         self._rules = settings
 
+    def may_idle(self) -> bool:
+        """With zero_variance = "keep" equal rewards are to count, and nothing else."""
+        return self._rules.zero_variance == "keep"
+
     def estimate(
         self, policy: Policy, items: Sequence[Rollout], rewards: Tensor, mask: Tensor
     ) -> Estimate:

@@ -26,9 +26,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ...engine.errors import LearnerError
+from ...engine.errors import EmptyWave, LearnerError
 from ..base import Evidence, Progress, Report
-from ..model.scoring import score
+from ..model.scoring import require_vocabulary, score
 from ..settings import GradientSettings
 from ..training.checkpoint import hash_model
 from ..training.collate import Batch, collate
@@ -94,8 +94,9 @@ class PolicyGradient(Objective[Rollout]):
         """Settle the targets of all rollouts.
 
         Raises:
-            EmptyWave: the masks left nothing.
-            LearnerError: the start's own log-probs are not finite.
+            EmptyWave: the masks left nothing, or nothing differs from what was expected.
+            LearnerError: the log-probs of the start, or of the reference, are not finite.
+            ConfigError: the reference is of another vocabulary.
         """
         settings = self._settings
         mask = padded([item.actions for item in items])
@@ -117,7 +118,12 @@ class PolicyGradient(Objective[Rollout]):
             self._adapt(trainer, reference, mask)
         made = self.estimate(policy, items, rewards, mask)
         self.ready.items[:] = self._settle(items, mask, trainer, sampler, reference, made)
-        return self.ready.require().items
+        self._require_signal(self.ready.require().items)
+        return self.ready.items
+
+    def may_idle(self) -> bool:
+        """Whether a step without any advantage was asked for."""
+        return False
 
     def tokens(self, item: Rollout) -> int:
         return len(item.sample.token_ids)
@@ -203,7 +209,14 @@ class PolicyGradient(Objective[Rollout]):
             device=str(policy.device),
             shard=training.shard,
         )
-        return padded(self._scores(reference, items))
+        require_vocabulary(reference, policy.vocabulary)
+        scores = padded(self._scores(reference, items))
+        if not bool(scores.isfinite().all()):
+            raise LearnerError(
+                f"the log-probs of the reference {self.reference} are not finite: its weights are "
+                "damaged, or bfloat16 overflowed; compare with another (learner.kl.reference)"
+            )
+        return scores
 
     def _adapt(self, own: Tensor, reference: Tensor, mask: Tensor) -> None:
         """Measure the KL to the reference, and choose the next step's coefficient by it."""
@@ -260,6 +273,21 @@ class PolicyGradient(Objective[Rollout]):
                 kept.append(replace(item, target=_row(whole, row, len(item.rewards))))
         self._describe(made.advantages[actions], mask[actions])
         return kept
+
+    def _require_signal(self, items: Sequence[Rollout]) -> None:
+        """Refuse a step that only carried moments would move."""
+        settings = self._settings
+        pulled = settings.kl.where == "loss" or settings.loss.entropy > 0
+        if pulled or self.may_idle():
+            return
+        for target in (item.settled for item in items):
+            errors = target.returns - target.values
+            if target.advantages[target.mask].any() or errors[target.decisions].any():
+                return
+        raise EmptyWave(
+            f"the advantages of all {len(items)} trajectories are 0, as where rewards are all "
+            "equal: there is nothing to follow; explore more tasks, or more attempts at each"
+        )
 
     def _describe(self, advantages: Tensor, kept: Tensor) -> None:
         self.ready.figures.update(

@@ -81,6 +81,11 @@ class ActorCritic(PolicyGradient):
         if self._critic.fresh:
             self._warm_up(policy, items, earned, decisions)
         values = self._values(policy, items)
+        if not bool(values.isfinite().all()):
+            raise LearnerError(
+                f"the values of the critic of {self.start} are not finite: its weights are "
+                "damaged; start from a policy without a critic"
+            )
         advantages, returns, _ = self._generalised(
             rewards, values, mask, turns, smoothing=rules.gae_lambda
         )

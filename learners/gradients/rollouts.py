@@ -4,14 +4,16 @@ Invariants: every rollout was sampled by a policy that is not too old, at a temp
 its log-probs, and was scored; what is not is counted under one reason. A fault is never a
 reward: it enters no group.
 
-Reasons for dropping: those of `filters.usable`, and `no_logprobs` (texts, experts), `greedy`
-(sampled at temperature 0: its log-probs are not those of what was sampled from) and `stale`.
+Reasons for dropping: those of `filters.usable`, and `bad_reward` (of a turn: not finite),
+`no_logprobs` (texts, experts), `greedy` (sampled at temperature 0: its log-probs are not those of
+what was sampled from) and `stale`.
 
 Not here: advantages (`advantages`), or which groups count (`grpo`).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -122,7 +124,9 @@ def rollouts_of(settings: GradientSettings, evidence: Evidence) -> Rollouts:
     kept: list[tuple[Trajectory, Sample, int]] = []
     for trajectory, sample in zip(ready.trajectories, ready.samples, strict=True):
         staleness = max(0, version - trajectory.versions[0])
-        if not len(sample.logprobs):
+        if not all(math.isfinite(turn.reward) for turn in trajectory.turns):
+            dropped["bad_reward"] += 1
+        elif not len(sample.logprobs):
             dropped["no_logprobs"] += 1
         elif not trajectory.temperature > 0:
             dropped["greedy"] += 1

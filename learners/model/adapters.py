@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
 from ...engine.errors import ConfigError
 from ..settings import LoraSettings
@@ -31,6 +32,12 @@ class Base(msgspec.Struct, frozen=True):
 
     hash: str
     path: str
+
+
+class _Form(msgspec.Struct, frozen=True):
+    """What is read of adapter_config.json."""
+
+    peft_type: str
 
 
 def with_adapters(model: Any, lora: LoraSettings, seed: int, *, base: Path) -> Any:
@@ -89,8 +96,7 @@ def save_adapters(model: Any, out: Path, *, base: Path) -> None:
 
 
 def _load(library: Any, model: Any, adapter: Path, base: Path) -> Any:
-    if not (adapter / "adapter_config.json").is_file():
-        raise ConfigError(f"lora.adapter: {adapter} holds no adapters (adapter_config.json)")
+    _require_lora(adapter)
     said = adapter / "base.json"
     if said.is_file():
         try:
@@ -104,8 +110,24 @@ def _load(library: Any, model: Any, adapter: Path, base: Path) -> Any:
             )
     try:
         return library.PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise ConfigError(f"lora.adapter: {adapter} cannot be read: {error}") from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(
             f"lora.adapter: {adapter} does not fit {base}, so it is of another base: "
             f"{str(error)[:300]}"
         ) from error
+
+
+def _require_lora(adapter: Path) -> None:
+    """Refuse what peft would only stumble over, or look for elsewhere."""
+    form, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    for file in (form, weights):
+        if not file.is_file():
+            raise ConfigError(f"lora.adapter: {adapter} holds no adapters ({file.name})")
+    try:
+        kind = msgspec.json.decode(form.read_bytes(), type=_Form).peft_type
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"lora.adapter: {form}: {error}") from error
+    if kind != "LORA":
+        raise ConfigError(f"lora.adapter: {adapter} holds adapters of type {kind}, not LoRA")

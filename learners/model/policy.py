@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...engine.errors import ConfigError, LearnerError
@@ -338,7 +339,7 @@ def _read_model(path: str | Path, dtype: torch.dtype) -> Any:
     try:
         with quiet():
             model: Any = factory.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{path} holds no model that can be loaded: {error}") from error
     model.eval()
     return model

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...engine.errors import ConfigError
 from ..base import Sample
 from ..training.collate import collate, micro_batches
 
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
 
 MICRO_TOKENS = 8_192
 """Padded tokens of a forward pass: no activations are kept, so it may be wide."""
+
+
+def require_vocabulary(reference: Policy, vocabulary: int) -> None:
+    """Refuse to compare with a model of another vocabulary.
+
+    Args:
+        vocabulary: of the policy; the reference's has to be the same size.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if reference.vocabulary != vocabulary:
+        raise ConfigError(
+            f"the reference {reference.source} has {reference.vocabulary} words and the policy "
+            f"{vocabulary}: only models of one tokenizer can be compared"
+        )
 
 
 def score(

@@ -15,9 +15,9 @@ to fit, and an episode that *its* token limit ended is not compared with one tha
 (the difference would be the limit's, not the agent's); whatever makes no pair is a tie or
 counted under one reason; equal input gives equal pairs in the same order.
 
-Reasons: `fault`, `cancelled`, `no_reward`, `no_expert`, `itself`, `empty_side`, `other_start`,
-`bad_branch`, `identical`, `one_sided_truncation`, `small_gap`, `low_reward`, `single`,
-`over_cap`.
+Reasons: `fault`, `cancelled`, `bad_sample` (its tokens, mask and log-probs do not fit together),
+`no_reward`, `no_expert`, `itself`, `empty_side`, `other_start`, `bad_branch`, `identical`,
+`one_sided_truncation`, `small_gap`, `low_reward`, `single`, `over_cap`.
 
 Sources: ETO, arXiv 2403.02502, and its code (against_experts, at_turns); AgentGym's DPO script
 (two_samples). Simplified: nothing. `at_turns` is not in the published code.
@@ -34,6 +34,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from ...engine.errors import BadSample
 from ...engine.trajectory import Trajectory
 from ..evidence.filters import TaskKey, task_key, unscored
 
@@ -236,7 +237,7 @@ class _Found:
         self._experts: dict[TaskKey, Trajectory] = {}
         for expert in experts:
             # One without a reward is an expert all the same; a broken episode is not.
-            if unscored(expert):
+            if unscored(expert) or _torn(expert):
                 continue
             best = self._experts.setdefault(task_key(expert), expert)
             if reward_of(expert) > reward_of(best):
@@ -246,7 +247,7 @@ class _Found:
         """The scored attempts by task, in first-seen order."""
         by_task: dict[TaskKey, list[Trajectory]] = {}
         for attempt in explored:
-            if reason := unscored(attempt):
+            if reason := unscored(attempt) or _torn(attempt):
                 self.dropped[reason] += 1
             elif not attempt.turns:
                 self.dropped["empty_side"] += 1
@@ -257,7 +258,7 @@ class _Found:
     def compared(self, attempt: Trajectory, at_turn: int | None = None) -> Trajectory | None:
         """The expert that this attempt is to be paired with, unless something speaks against it."""
         expert = self._experts.get(task_key(attempt))
-        reason = unscored(attempt)
+        reason = unscored(attempt) or _torn(attempt)
         if not reason and attempt.reward is None:
             reason = "no_reward"
         elif not reason and expert is None:
@@ -319,6 +320,17 @@ class _Found:
         if self._verdicts:
             verdicts = {name: self._verdicts[name] for name in ("win", "tie", "lose")}
         return Pairs(kept, {reason: n for reason, n in self.dropped.items() if n}, verdicts)
+
+
+def _torn(trajectory: Trajectory) -> str:
+    """Whether a record's tokens break its invariants: cut to its last turn, it might not show."""
+    if not (trajectory.token_ids or trajectory.loss_mask or trajectory.logprobs):
+        return ""
+    try:
+        trajectory.check()
+    except BadSample:
+        return "bad_sample"
+    return ""
 
 
 def _incomparable(one: Trajectory, other: Trajectory) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.errors import BadSample, ConfigError
 from ..base import Evidence, Sample
-from ..model.scoring import score
+from ..model.scoring import require_vocabulary, score
 from ..settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def summed_logprobs(policy: Policy, samples: Sequence[Sample], micro_tokens: int
     for sample, value in zip(samples, sums, strict=True):
         if not abs(value) < float("inf"):
             raise BadSample(
-                f"sample {sample.id} has log-probability {value} under the reference: its weights "
-                "are damaged, or its vocabulary is another"
+                f"sample {sample.id} has log-probability {value} under the reference "
+                f"{policy.source}: its weights are damaged, or its vocabulary is another"
             )
     return sums
 
@@ -80,9 +80,5 @@ def named_logprobs(
         packing=settings.packing,
         shard=settings.shard,
     )
-    if reference.vocabulary != vocabulary:
-        raise ConfigError(
-            f"the reference {path} has {reference.vocabulary} words and the policy {vocabulary}: "
-            "only models of one tokenizer can be compared"
-        )
+    require_vocabulary(reference, vocabulary)
     return summed_logprobs(reference, samples, settings.micro_tokens)

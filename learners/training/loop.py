@@ -245,6 +245,11 @@ class Training(Generic[Item]):
         norm = self._optimiser.gather(settings.clip or math.inf)
         shares = self._processes.add(shares)
         total = shares.pop(_TOTAL)[0]
+        if step == 0 and not math.isfinite(total):
+            raise LearnerError(
+                f"the loss of {self.policy.source} itself is {total}, before any step: its weights "
+                "are damaged, or computing in bfloat16 overflowed; start from another model"
+            )
         if not math.isfinite(norm) or not math.isfinite(total):
             raise LearnerError(
                 f"step {step + 1}: loss {total}, gradient norm {norm}: training diverged; "
