@@ -61,7 +61,8 @@ from .tracking import tracked
 
 
 def _learner(config: CampaignConfig, watch: Watch) -> Actor:
-    return LearnerActor(config.run.threads, watch, config.run.step_seconds)
+    run = config.run
+    return LearnerActor(run.threads, watch, run.step_seconds, processes=run.learner_processes)
 
 
 def _source(config: CampaignConfig, model: str) -> PolicySource:

@@ -30,6 +30,7 @@ def _ranges(config: CampaignConfig) -> Iterator[str]:
     positive = {
         "run.concurrency": run.concurrency,
         "run.threads": run.threads,
+        "run.learner_processes": run.learner_processes,
         "run.turn_seconds": run.turn_seconds,
         "run.episode_seconds": run.episode_seconds,
         "run.wave_seconds": run.wave_seconds,

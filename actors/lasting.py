@@ -25,6 +25,7 @@ _FREE: Final = frozenset(
         "run.concurrency",
         "run.workers",
         "run.threads",
+        "run.learner_processes",
         "run.turn_seconds",
         "run.episode_seconds",
         "run.wave_seconds",

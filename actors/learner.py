@@ -1,16 +1,18 @@
 """The learner actor: takes an order on sealed waves, trains off the loop, answers when saved.
 
-Invariants: training never blocks the loop (it runs in one worker thread, which the
-actor waits for); one order at a time, since the mailbox is served one message at a
-time; an error of the order fails that order alone and leaves the actor alive; an order
-has one deadline, and this actor owns it.
+Invariants: training never blocks the loop (it runs in one worker thread, which the actor
+waits for, or in processes of its own); one order at a time, since the mailbox is served one
+message at a time; an error of the order fails that order alone and leaves the actor alive; an
+order has one deadline, and this actor owns it.
 
-A thread inside torch cannot be stopped. A late or cancelled order abandons its thread,
-behind a fence: it says nothing more, and ends after its optimiser step. Until then it
-holds its working directory, so no later run works there at the same time (`RunLocked`).
+Processes are killed when their order is late or cancelled. A thread inside torch cannot be
+stopped: such an order abandons it, behind a fence; it says nothing more, and ends after its
+optimiser step. Until then it holds its working directory, so no later run works there at the
+same time (`RunLocked`).
 A model directory is written whole or not at all, so nothing half-trained is ever used.
 
-Not here: the algorithms (`learners`), and when to learn (`campaign`).
+Not here: the algorithms (`learners`), several processes (`learner_processes`), and when to
+learn (`campaign`).
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ from ..engine.errors import (
     WaveCorrupt,
     classify,
 )
-from ..engine.store import read_wave
-from ..engine.trajectory import Trajectory
-from ..learners.base import Evidence, Report
+from ..learners.base import Progress, Report
+from ..learners.distributed import Order, carry_out
 from ..learners.settings import AnyLearner, TrainingSettings
+from .learner_processes import train_together
 from .monitor import Snapshot, TrainingStep, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
 
@@ -84,12 +86,15 @@ class LearnerActor(Actor):
 
     receives = (UpdatePolicy,)
 
-    def __init__(self, threads: int, watch: Watch, seconds: float = 86_400.0) -> None:
-        """`threads` are torch's; `watch` is told of every optimiser step, from the thread;
-        `seconds` is the deadline of an order."""
+    def __init__(
+        self, threads: int, watch: Watch, seconds: float = 86_400.0, *, processes: int = 1
+    ) -> None:
+        """`threads` are torch's; `watch` is told of every optimiser step, perhaps from a thread;
+        `seconds` is the deadline of an order; above 1, so many `processes` do it together."""
         self._threads = threads
         self._watch = watch
         self._seconds = seconds
+        self._processes = processes
 
     async def receive(self, message: UpdatePolicy) -> PolicyUpdated:  # type: ignore[override]
         """Train, save, answer.
@@ -101,15 +106,20 @@ class LearnerActor(Actor):
         fence = Fence(self._watch)
         try:
             with deadline(stage_of(message), self._seconds):
-                report = await run_blocking(
-                    update, message, self._threads, fence, abandon_on_cancel=True
-                )
+                if self._processes == 1:
+                    report = await run_blocking(
+                        update, message, self._threads, fence, abandon_on_cancel=True
+                    )
+                else:
+                    report = await self._together(message, fence)
         except DeadlineExceeded as error:
             raise AskFailed(
                 DeadlineExceeded.__name__,
                 f"{error}; the same command goes on from the last checkpoint, and run.step_seconds "
                 "allows more",
             ) from error
+        except AskFailed:
+            raise  # of one of the processes
         except RollwaveError as error:
             raise AskFailed(type(error).__name__, str(error)) from error
         except Exception as error:  # the boundary to torch, whose errors are of every kind
@@ -117,6 +127,13 @@ class LearnerActor(Actor):
         finally:
             fence.close()
         return PolicyUpdated(message.out, dict(report.metrics), report.kept, dict(report.dropped))
+
+    async def _together(self, message: UpdatePolicy, fence: Fence) -> Report:
+        order = order_of(message, self._threads)
+        # They wait for each other as long as we wait for them.
+        order = msgspec.structs.replace(order, seconds=self._seconds)
+        fence.tell(stage_of(message))
+        return await train_together(order, self._processes, progress_of(message, fence))
 
 
 def stage_of(order: UpdatePolicy) -> str:
@@ -168,40 +185,46 @@ def update(order: UpdatePolicy, threads: int, fence: Fence) -> Report:
         LearnerError: see `learners`.
         Abandoned: the fence was closed meanwhile.
     """
-    from ..learners.model.policy import configure_threads
+    fence.tell(stage_of(order))
+    return carry_out(order_of(order, threads), progress_of(order, fence))
 
-    configure_threads(threads)
-    stage = stage_of(order)
+
+def progress_of(order: UpdatePolicy, fence: Fence) -> Progress:
+    """Tell a watch of the steps of an order."""
 
     def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
         training = TrainingStep(Path(order.out).name, step, steps, dict(metrics))
-        fence.tell(f"{stage}: {_words(step, steps, metrics)}", training)
+        fence.tell(f"{stage_of(order)}: {_words(step, steps, metrics)}", training)
 
-    fence.tell(stage)
-    shown = [t for part in _read(order.experts) for t in part]
-    evaluation = frozenset((task.env, task.id) for task in order.evaluation)
-    if order.algorithm == "clone":
-        from ..learners.cloning.behaviour_cloning import BehaviourCloning
-        from ..learners.evidence.filters import refuse_evaluation, task_key
+    return progress
 
-        settings = _settings(order, TrainingSettings)
-        refuse_evaluation(evaluation, map(task_key, shown))
-        return BehaviourCloning(settings, _start(order, "last")).update(
-            shown, out=order.out, progress=progress
-        )
-    if order.algorithm == "evolve":
-        from ..learners.algorithms import evolve
 
-        evidence = Evidence(
-            starts=order.starts,
-            experts=shown,
-            waves=_read(order.waves),
-            number=order.wave,
-            evaluation=evaluation,
-        )
-        learner: AnyLearner = _settings(order, AnyLearner)
-        return evolve(learner, evidence, out=order.out, progress=progress)
-    raise ConfigError(f"no order is called {order.algorithm!r}; there are clone, evolve")
+def order_of(message: UpdatePolicy, threads: int) -> Order:
+    """What the learners are to do, by a message.
+
+    Raises:
+        ConfigError: no such order, or the settings are none of its kind.
+    """
+    learner: AnyLearner | None = None
+    clone: TrainingSettings | None = None
+    match message.algorithm:
+        case "clone":
+            clone = _settings(message, TrainingSettings)
+        case "evolve":
+            learner = _settings(message, AnyLearner)
+        case other:
+            raise ConfigError(f"no order is called {other!r}; there are clone, evolve")
+    return Order(
+        out=message.out,
+        starts=dict(message.starts),
+        learner=learner,
+        clone=clone,
+        experts=message.experts,
+        waves=message.waves,
+        number=message.wave,
+        evaluation=tuple((task.env, task.id) for task in message.evaluation),
+        threads=threads,
+    )
 
 
 def _words(step: int, steps: int, metrics: Mapping[str, float]) -> str:
@@ -222,13 +245,3 @@ def _settings(order: UpdatePolicy, kind: Any) -> Any:
         return msgspec.json.decode(order.settings, type=kind)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"settings of {order.algorithm!r}: {error}") from error
-
-
-def _start(order: UpdatePolicy, role: str) -> str:
-    if role not in order.starts:
-        raise ConfigError(f"{order.algorithm} needs a model directory to start from as {role!r}")
-    return order.starts[role]
-
-
-def _read(paths: tuple[str, ...]) -> list[tuple[Trajectory, ...]]:
-    return [read_wave(path).trajectories for path in paths]

@@ -42,6 +42,9 @@ class RunSection(Section, frozen=True):
     """A wave with more faults than this stops the campaign: a broken world teaches nothing."""
     threads: int = 1
     """torch threads of the learner. Two busy threads on two cores spin: 1 is faster there."""
+    learner_processes: int = 1
+    """Processes of this machine that train together, each on a GPU of its own where there are
+    GPUs; they are started for every evolution step. 1: the campaign's own trains, in a thread."""
     max_staleness: int = 0
     """Waves that may be explored ahead of the learner: a trajectory is then at most so many
     policies old when it is trained on. 0: exploring and learning take turns, and the same

@@ -17,18 +17,18 @@ settings say `shard` (`model.sharding`); on GPUs each takes its own. The result 
 process, up to the rounding of sums in another order; the first process writes it, and prints
 the report as one line of JSON. The same command goes on after a crash.
 
-Not here: several machines.
+Not here: several machines, and a campaign's own processes (`member`).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -73,11 +73,23 @@ def read_order(path: str) -> Order:
         ConfigError: it cannot be read, or says neither or both of `learner` and `clone`.
     """
     try:
-        order = msgspec.json.decode(Path(path).read_bytes(), type=Order)
-    except (OSError, msgspec.MsgspecError) as error:
+        return parse_order(Path(path).read_bytes(), f"order {path}")
+    except OSError as error:
         raise ConfigError(f"order {path}: {error}") from error
+
+
+def parse_order(text: bytes, name: str) -> Order:
+    """Check an order, of that name in errors.
+
+    Raises:
+        ConfigError: it is none, or says neither or both of `learner` and `clone`.
+    """
+    try:
+        order = msgspec.json.decode(text, type=Order)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{name}: {error}") from error
     if (order.learner is None) == (order.clone is None):
-        raise ConfigError(f"order {path}: it needs either `learner` or `clone`")
+        raise ConfigError(f"{name}: it needs either `learner` or `clone`")
     return order
 
 
@@ -91,6 +103,9 @@ def carry_out(order: Order, progress: Progress | None = None) -> Report:
         EvaluationLeak: an evaluation task is among the experts'.
         RollwaveError: see `learners.algorithms.evolve`.
     """
+    from .model.policy import configure_threads
+
+    configure_threads(order.threads)
     experts = [t for path in order.experts for t in _trajectories(path)]
     evidence = Evidence(
         starts=order.starts,
@@ -119,39 +134,63 @@ def carry_out(order: Order, progress: Progress | None = None) -> Report:
     return evolve(order.learner, evidence, out=order.out, progress=progress)
 
 
-def main() -> None:
-    """Join the other processes, do the order, leave."""
+@contextmanager
+def joined(
+    order: Order, local_rank: int, *, store: Any = None, rank: int = -1, size: int = -1
+) -> Iterator[None]:
+    """Be one of several processes meanwhile.
+
+    Args:
+        local_rank: of this process among those of this machine: each takes a GPU of its own,
+            where the order trains on GPUs.
+        store: where they find each other, with the rank of this one and their number; None:
+            as the environment says.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes.
+    """
     import torch
     from torch import distributed
 
-    from .model.policy import configure_threads
+    training = order.clone if order.learner is None else order.learner.training
+    cuda = training is not None and training.device != "cpu" and torch.cuda.is_available()
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank + 1} of a machine with {torch.cuda.device_count()} GPUs: start "
+            'as many as there are GPUs at most, or train on the CPU (training.device = "cpu")'
+        )
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        timeout=timedelta(seconds=order.seconds),
+        store=store,
+        rank=rank,
+        world_size=size,
+    )
+    try:
+        yield
+    finally:
+        with suppress(ValueError, RuntimeError):
+            distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Join the other processes, do the order, leave."""
     from .training.processes import Processes
 
     if len(sys.argv) != 2:
         raise SystemExit("usage: torchrun … -m rollwave.learners.distributed ORDER.json")
     try:
         order = read_order(sys.argv[1])
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
-    configure_threads(order.threads)
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if "RANK" in os.environ:
-        distributed.init_process_group(
-            "nccl" if cuda else "gloo", timeout=timedelta(seconds=order.seconds)
-        )
-    try:
-        report = carry_out(order, _say)
-        if Processes.current().first:
-            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        several = "RANK" in os.environ
+        with joined(order, int(os.environ.get("LOCAL_RANK", "0"))) if several else nullcontext():
+            report = carry_out(order, _say)
+            if Processes.current().first:
+                sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     except RollwaveError as error:
         # The others wait for this process: torchrun ends them when it sees this one gone.
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    finally:
-        with suppress(ValueError, RuntimeError):
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
 
 
 def _trajectories(path: str) -> tuple[Trajectory, ...]:

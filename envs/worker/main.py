@@ -13,18 +13,17 @@ Not here: the sessions themselves (`sessions`).
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import resource
-import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Final, cast
+from typing import cast
 
 from ...engine.codec import Message, decoder, encode
 from ...engine.errors import ActorDead, MessageError
+from ...engine.lifeline import die_with
 from ...engine.plain import PlainChannel
 from ...engine.wire import Answered, Asked, Failed, Told, failed, too_large
 from ..importable import unpack
@@ -32,13 +31,11 @@ from .page import Page
 from .protocol import NAME, Load, Loaded, Request, raised
 from .sessions import SESSION_REQUESTS, Sessions
 
-_PR_SET_PDEATHSIG: Final = 1
-
 
 def main(arguments: list[str]) -> None:
     """Serve until the engine closes the connection."""
     connection, page_fd, parent, niceness, mebibytes = map(int, arguments)
-    _die_with(parent)
+    die_with(parent)
     _limit(niceness, mebibytes)
     faulthandler.enable()
     sys.stdout = sys.stderr  # as their descriptors are, but with nothing held back
@@ -108,14 +105,6 @@ class Worker:
             return raised(error)
         self._sessions = Sessions(make, self._page)
         return Loaded()
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the engine's process is, where the kernel can do that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before
-            os._exit(0)
 
 
 def _limit(niceness: int, mebibytes: int) -> None:
