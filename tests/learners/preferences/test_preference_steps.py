@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from rollwave.learners.algorithms import evolve  # noqa: E402
 from rollwave.learners.base import Evidence  # noqa: E402
 from rollwave.learners.model.chat import load_renderer, tokenise  # noqa: E402
 from rollwave.learners.model.policy import Policy  # noqa: E402
-from rollwave.learners.preferences import eto  # noqa: E402
+from rollwave.learners.preferences import dpo, eto  # noqa: E402
 from rollwave.learners.settings import (  # noqa: E402
     DpoSettings,
     EtoSettings,
@@ -247,6 +248,28 @@ def test_dpo_learns_from_success_and_failure(tiny, make, evidence, tmp_path, pai
     assert told[-1]["accuracy"] == 1.0
     assert report.metrics["reward_gap"] == 1.0
     assert report.dropped == {}
+
+
+def test_gap_threshold_and_cap_hold_for_every_pairing(make, evidence):
+    explored = [
+        failure(make, 0, 0, "left"),
+        failure(make, 0, 1, "down"),
+        make.attempt(1, 0, "left", reward=0.6),
+        make.attempt(1, 1, "down left", reward=0.5),
+        make.attempt(2, 0, "left", reward=0.995),
+        make.attempt(2, 1, "down left", reward=1.0),
+    ]
+    experts = [make.expert(0), make.expert(1, reward=0.5), make.expert(2)]
+    found = {}
+    for pairing in ("self", "expert", "two_samples"):
+        settings = DpoSettings(pairing=pairing)
+        given = replace(evidence((explored,)), experts=experts)
+        pairs = dpo.select(settings, given)
+        found[pairing] = ([p.chosen.task_id for p in pairs.kept], pairs.dropped)
+    assert found["self"] == ([], {"small_gap": 2, "low_reward": 1})
+    assert found["two_samples"] == found["self"]
+    # Of two attempts that lost to the expert one is kept.
+    assert found["expert"] == (["grid_0"], {"low_reward": 1, "small_gap": 1, "over_cap": 1})
 
 
 def test_where_dpo_starts(tiny, evidence, make, tmp_path):
