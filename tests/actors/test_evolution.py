@@ -13,24 +13,43 @@ from rollwave.actors.backends.latency import ConstantLatency
 from rollwave.actors.campaign import run_campaign
 from rollwave.actors.config import parse_config
 from rollwave.actors.evaluator import Evaluation
+from rollwave.actors.protocol import PolicyUpdated, UpdatePolicy
 from rollwave.actors.report import CampaignResult
-from rollwave.actors.simulation.rehearsal import rehearsal
+from rollwave.actors.simulation.rehearsal import SleepingLearner, rehearsal
 from rollwave.engine.testing import run_simulated
 from rollwave.engine.trajectory import Trajectory
 
 
-def play(out: Path, *, every: int = 1, **stop: Any) -> CampaignResult:
-    """A campaign of at most six waves whose learner sleeps; two dev tasks, no test tasks."""
+def play(
+    out: Path,
+    *,
+    every: int = 1,
+    learner: dict[str, Any] | None = None,
+    orders: list[UpdatePolicy] | None = None,
+    **stop: Any,
+) -> CampaignResult:
+    """A campaign of at most six waves whose learner sleeps; two dev tasks, no test tasks.
+
+    `orders` takes what the learner is told.
+    """
     document: dict[str, Any] = {
         "environment": {"id": "maze-grid-v1?size=3&style=terse"},
         "model": {"path": "nowhere"},
         "experts": {"tasks": 0},
         "rollout": {"tasks": 12, "batch": 4, "attempts": 2},
-        "learner": {"algorithm": "grpo"},
+        "learner": learner or {"algorithm": "grpo"},
         "evaluate": {"dev_tasks": 2, "test_tasks": 0, "every": every},
         "stop": {"waves": 6} | stop,
     }
-    cast = rehearsal(ConstantLatency(0.1), lambda _: 1.0)
+    told: list[UpdatePolicy] = [] if orders is None else orders
+
+    class Listening(SleepingLearner):
+        async def receive(self, message: UpdatePolicy) -> PolicyUpdated:  # type: ignore[override]
+            told.append(message)
+            return await super().receive(message)
+
+    asleep = rehearsal(ConstantLatency(0.1), lambda _: 1.0)
+    cast = replace(asleep, learner=lambda _config, _watch: Listening(lambda _: 1.0))
 
     async def main() -> CampaignResult:
         return await run_campaign(parse_config(document), out, cast=cast)
@@ -65,8 +84,10 @@ def rewarded(monkeypatch: pytest.MonkeyPatch) -> Any:
         ((0.5, 0.502, 0.504), {}, 2, 2, "dev reward gained less than 0.005 in 2 waves"),
         ((0.5, 0.5, 0.51, 0.51, 0.51), {}, 4, 2, "dev reward gained less than 0.005 in 2 waves"),
         ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), {}, 6, 6, "all 6 waves were run"),
-        # Of equals the earliest.
+        # The same fall is within 4 errors.
+        ((0.2, 0.6, 0.5, 0.6), {"rollback_errors": 4.0}, 3, 1, "dev reward gained less than"),
         ((0.6, 0.5), {"rollback_errors": 1.0}, 1, 0, "dev reward fell in wave 1: rolled back to"),
+        # Of equals the earliest.
         ((0.4, 0.4, 0.4, 0.4), {"patience": 3}, 3, 0, "dev reward gained less than 0.005 in 3"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
@@ -117,3 +138,30 @@ def test_patience_counts_evaluations_where_not_every_wave_is_evaluated(
     assert [row.wave for row in result.rows if row.dev is not None] == [0, 2, 4]
     assert result.stopped == "dev reward gained less than 0.005 in 2 evaluations"
     assert result.best == 0
+
+
+@pytest.mark.parametrize(
+    ("learner", "everything"),
+    [
+        ({"algorithm": "agent_evol"}, True),
+        ({"algorithm": "eto", "scope": "all_tasks", "self_play": True}, True),
+        ({"algorithm": "rft"}, False),
+        ({"algorithm": "dpo"}, False),
+        ({"algorithm": "ppo"}, False),
+    ],
+    ids=lambda value: value["algorithm"] if isinstance(value, dict) else "",
+)
+def test_a_step_gets_all_waves_or_its_own_and_the_policies_to_start_from(
+    tmp_path: Path, rewarded: Any, learner: dict[str, Any], everything: bool
+) -> None:
+    rewarded(0.1, 0.2, 0.3, 0.4)
+    orders: list[UpdatePolicy] = []
+    play(tmp_path, learner=learner, orders=orders, waves=3)
+    assert [order.wave for order in orders] == [1, 2, 3]
+    for order in orders:
+        given = [int(Path(path).stem.rpartition("-")[2]) for path in order.waves]
+        assert given == list(range(1 if everything else order.wave, order.wave + 1))
+        assert order.starts["base_bc"] == order.starts["pretrained"] == "nowhere"
+        last = Path(order.starts["last"]).name
+        assert last == (f"policy-{order.wave - 1:04d}" if order.wave > 1 else "nowhere")
+        assert order.out.endswith(f"policy-{order.wave:04d}")
