@@ -13,6 +13,7 @@ Not here: playing an episode again (`rehearsal`, `replay`), and reading files.
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import parse_qsl
 
 from ...engine.agenttraj import is_item_id
 from ...engine.errors import ConfigError
@@ -24,8 +25,13 @@ _TEXTCRAFT: Final = "textcraft"
 
 
 def family_of(name: str) -> str:
-    """The world's name without publisher, version and options: "maze" of "lmrlgym_maze"."""
-    bare = name.partition("?")[0].removeprefix("lmrlgym_")
+    """The world's name without publisher, version and options: "maze" of "lmrlgym_maze", of
+    "maze-v1?loops=0.5", of "http://127.0.0.1:36001/maze?tasks=26"."""
+    bare, _, options = name.partition("?")
+    if "://" in bare:  # a world on a server, by its address
+        said = dict(parse_qsl(options)).get("dialect", "")
+        bare = said or bare.rstrip("/").rpartition("/")[2]
+    bare = bare.removeprefix("lmrlgym_")
     return bare.rpartition("-v")[0] or bare
 
 
@@ -57,6 +63,8 @@ def task_index(env: str, task_id: str, first: str) -> int | None:
         first: the first observation.
     """
     if family_of(env) == _TEXTCRAFT:
+        if "://" in env:  # the server's numbers are in an order of its own
+            return None
         try:
             _, goal = parse_observation(first)
         except ConfigError:

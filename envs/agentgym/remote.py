@@ -127,6 +127,8 @@ def remote_spec(
     dialect: str | Dialect,
     *,
     tasks: int | Sequence[int],
+    dev: Sequence[int] = (),
+    test: Sequence[int] = (),
     id: str = "",
     prompt: tuple[ChatMessage, ...] | None = None,
     turn_limit: int = 0,
@@ -138,7 +140,10 @@ def remote_spec(
     Args:
         url: the server's, with the path of the world where it has one.
         dialect: how it spells its calls.
-        tasks: how many there are, or their numbers; they are all in the split "test".
+        tasks: how many there are, or their numbers; they are all in the split "test", unless
+            some of them are named for it, or for "dev": the others are then in "train".
+        dev: numbers to choose a policy by.
+        test: numbers to measure it on.
         id: of the spec; by default the world's name with the address.
         prompt: what stands before the first observation; None takes our own world's.
         turn_limit: 0 takes our own world's.
@@ -146,7 +151,7 @@ def remote_spec(
         make: a session; None makes synchronous ones on that server.
 
     Raises:
-        ConfigError: there is no such dialect, or no task.
+        ConfigError: there is no such dialect, or no task, or a task is in two splits.
     """
     spelling = dialect_named(dialect)
     numbers = range(tasks) if isinstance(tasks, int) else tuple(tasks)
@@ -160,7 +165,7 @@ def remote_spec(
     return EnvSpec(
         id=id or f"{spelling.name}-remote-v1?url={url}",
         make=make or (lambda: RemoteEnvironment(url, spelling)),
-        splits={"test": numbers},
+        splits=_splits(numbers, dev, test),
         prompt=prompt,
         action_format=like.action_format if like else "react",
         turn_limit=turn_limit or (like.turn_limit if like else 20),
@@ -176,9 +181,11 @@ def spec_at(url: str) -> EnvSpec:
 
         http://127.0.0.1:36001/maze?tasks=26
         http://127.0.0.1:36001?dialect=textcraft&tasks=544&deterministic=true
+        http://127.0.0.1:36001/webshop?tasks=500&dev=300-399&test=400-499
 
     `dialect` is the last part of the path where it is not given; a world that AgentGym does not
-    have is taken for one of ours, which tells it in the plain spelling. A token is taken from
+    have is taken for one of ours, which tells it in the plain spelling. `dev` and `test` name the
+    first and the last task of a split; all others are then to be trained on. A token is taken from
     $ROLLWAVE_TOKEN, because the address is written into the run.
 
     Raises:
@@ -187,9 +194,9 @@ def spec_at(url: str) -> EnvSpec:
     base, _, query = url.partition("?")
     base = base.rstrip("/")
     given = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(given.keys() - {"dialect", "tasks", "deterministic", "turn_limit"})
+    known = "tasks, dev, test, dialect, deterministic and turn_limit"
+    unknown = sorted(given.keys() - set(known.replace(" and ", ", ").split(", ")))
     if unknown:
-        known = "dialect, tasks, deterministic and turn_limit"
         raise ConfigError(f"{url}: no option {unknown[0]!r}; there are {known}")
     if "@" in base:
         raise ConfigError("the address would be written into the run: set $ROLLWAVE_TOKEN instead")
@@ -204,12 +211,47 @@ def spec_at(url: str) -> EnvSpec:
         base,
         dialect,
         tasks=int(tasks),
+        dev=_span(url, given.get("dev", "")),
+        test=_span(url, given.get("test", "")),
         id=url,
         turn_limit=int(turns),
         deterministic=replayable,
         make=lambda: RemoteEnvironment(base, dialect, token=token),
     )
     return replace(spec, host=lambda: AgentGymHost(base, dialect, token=token, rebuild=replayable))
+
+
+def _span(url: str, text: str) -> range:
+    """The numbers of "300-399", both ends included; none of "".
+
+    Raises:
+        ConfigError: it is no such span.
+    """
+    first, _, last = text.partition("-")
+    if not text:
+        return range(0)
+    if first.isdecimal() and last.isdecimal() and len(text) < 18 and int(first) <= int(last):
+        return range(int(first), int(last) + 1)
+    raise ConfigError(f"{url}: {text!r} is no span of tasks, such as dev=300-399")
+
+
+def _splits(
+    numbers: Sequence[int], dev: Sequence[int], test: Sequence[int]
+) -> dict[str, Sequence[int]]:
+    """The splits of a server's tasks.
+
+    Raises:
+        ConfigError: a split has a task that is in the other one, or that is not there.
+    """
+    if not (dev or test):
+        return {"test": numbers}
+    if both := set(dev) & set(test):
+        raise ConfigError(f"task {min(both)} is in dev and in test: a task is in one split alone")
+    if strange := {*dev, *test} - set(numbers):
+        raise ConfigError(f"there is no task {min(strange)} for dev or test among {len(numbers)}")
+    kept = {*dev, *test}
+    found = {"train": [n for n in numbers if n not in kept], "dev": dev, "test": test}
+    return {name: members for name, members in found.items() if members}
 
 
 def _ours(base: str) -> Dialect | str:

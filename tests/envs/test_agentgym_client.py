@@ -416,6 +416,27 @@ def test_the_spec_of_a_server_takes_what_our_world_of_that_kind_has() -> None:
             remote_spec(url, dialect, tasks=tasks)
 
 
+def test_the_tasks_of_a_server_fall_into_splits_that_share_none() -> None:
+    spec = resolve("http://h:1/webshop?tasks=10&dev=4-5&test=8-9")
+    assert {name: list(members) for name, members in spec.splits.items()} == {
+        "train": [0, 1, 2, 3, 6, 7],
+        "dev": [4, 5],
+        "test": [8, 9],
+    }
+    assert list(resolve("http://h:1/webshop?tasks=3&test=0-2").splits) == ["test"]
+    for spans, named in (
+        ("dev=4-5&test=5-6", "task 5"),
+        ("dev=9-10", "no task 10"),
+        ("dev=5-4", "'5-4'"),
+        ("test=3", "'3'"),
+        ("test=-3", "'-3'"),
+        ("test=a-b", "'a-b'"),
+        ("train=1-2", "no option 'train'"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            resolve(f"http://h:1/webshop?tasks=10&{spans}")
+
+
 def test_a_password_in_the_address_is_shown_and_not_kept_in_it() -> None:
     url, headers = address("http://me:secret@host:8000/maze/")
     assert url == "http://host:8000/maze"

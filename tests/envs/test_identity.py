@@ -24,6 +24,10 @@ from rollwave.envs.registry import resolve
         ("babyai-v1?colour=blue", "babyai-v1", False),
         ("my-world-v1", "my-world-v1", True),
         ("http://127.0.0.1:1/maze?tasks=26", "maze-v1", False),
+        ("webshop", "http://h:1/webshop?tasks=9", True),
+        ("textcraft", "http://h:1?dialect=textcraft&tasks=9", True),
+        ("webshop", "http://h:1/maze?tasks=9", False),
+        ("maze-v1", "http://h:1/maze?tasks=9", False),
         ("unknown", "maze-v1", False),
     ],
 )
@@ -37,6 +41,13 @@ def test_a_files_name_for_a_world(name: str, env: str, same: bool) -> None:
 )
 def test_numbers_are_those_of_their_world(task: str, number: int | None) -> None:
     assert task_index("babyai-v1?scoring=agentgym", task, "You see a door.") == number
+
+
+def test_a_servers_numbers_are_those_of_published_files_but_for_textcraft() -> None:
+    assert task_index("http://h:1/webshop?tasks=9", "webshop_7", "Instruction") == 7
+    first = resolve("textcraft-v1").make()
+    seen = first.reset(resolve("textcraft-v1").numbered([300])[0], 0)
+    assert task_index("http://h:1/textcraft?tasks=9", "textcraft_7", seen) is None
 
 
 def test_a_textcraft_task_is_its_goal() -> None:
