@@ -130,6 +130,10 @@ COMMANDS: Final[dict[str, Entry]] = {
 }
 
 
+_ENGINE: Final = "rollwave-"
+"""Begins the name of a thread that drives an engine (`actors.backends.threaded`)."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* KeyboardInterrupt:
         complain("interrupted: what was finished before is kept, the rest is not")
         code = INTERRUPTED
-    if code and arguments is None:
+    if arguments is None:
         _leave(code)
     return code
 
@@ -212,9 +216,11 @@ def _leave(code: int) -> None:
     """End this process now if a thread of an abandoned computation still runs.
 
     A thread inside torch or vLLM cannot be stopped, and the interpreter aborts (with
-    SIGABRT) when it is torn down under one. All files are closed by then.
+    SIGABRT) when it is torn down under one. All files are closed by then. Behind a command
+    that went well only an engine can still be closing, on a machine too busy to wait for it.
     """
-    if threading.active_count() > 1:
+    threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if any(code or thread.name.startswith(_ENGINE) for thread in threads):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

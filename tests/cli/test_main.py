@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -169,6 +170,36 @@ def test_an_interrupt_outweighs_what_it_caught_in_mid_air() -> None:
 def test_exit_codes_of_commands_pass_through(run: Run, command: Put) -> None:
     command(raising(typer.Exit(1)))
     assert run("doctor")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "left"),
+    [
+        ("rollwave-vllm", 0, True),  # an engine still closes: torn down under it we would abort
+        ("rollwave-vllm", 2, True),
+        ("Trio thread 0", 2, True),  # an abandoned computation
+        ("Trio thread 0", 0, False),  # a cached thread that waits for work
+    ],
+)
+def test_a_thread_that_cannot_be_stopped_does_not_spoil_the_exit_code(
+    command: Put, monkeypatch: pytest.MonkeyPatch, name: str, code: int, left: bool
+) -> None:
+    command(raising(typer.Exit(code)))
+    codes: list[int] = []
+    monkeypatch.setattr(cli.os, "_exit", codes.append)
+    monkeypatch.setattr(cli.sys, "argv", ["rollwave", "doctor"])
+    monkeypatch.setattr(cli.gc, "set_threshold", lambda *_: None)
+    running = threading.Event()
+    thread = threading.Thread(target=running.wait, name=name, daemon=True)
+    thread.start()
+    others = [t for t in threading.enumerate() if t in (thread, threading.main_thread())]
+    monkeypatch.setattr(cli.threading, "enumerate", lambda: others)
+    try:
+        assert cli.main() == code
+    finally:
+        running.set()
+        thread.join()
+    assert codes == ([code] if left else [])
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
