@@ -133,7 +133,7 @@ class Evolution:
                 for _ in left:
                     if reason := await self._learn(await ahead.take()):
                         return reason
-        return f"all {last} waves were run"
+        return _all_run(last)
 
     def _on_disk(self) -> int:
         """How many waves have been trained on already."""
@@ -289,6 +289,12 @@ class Evolution:
             self.rows.append(entry if row.dev is None else await self._evaluated(entry))
             await self._told(self.rows[-1])
             version += 1
+
+
+def _all_run(waves: int) -> str:
+    if waves > 1:
+        return f"all {waves} waves were run"
+    return "the one wave was run" if waves else "no wave was asked for"
 
 
 def evaluated(rows: list[Row]) -> tuple[list[Row], list[Score]]:

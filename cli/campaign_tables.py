@@ -1,4 +1,4 @@
-"""The two tables of a campaign: how good each policy is, and how each wave went.
+"""The tables of a campaign (how good each policy is, how each wave went), and its sum in short.
 
 Invariant: a long campaign is shown by rows evenly taken, with the first, the last and the
 chosen one among them, and says how many are in report.json alone.
@@ -87,6 +87,24 @@ def print_waves(result: CampaignResult, output: Output) -> None:
         [[row[i] for i in used] for row in rows],
         title="What each wave explored, and what was learned from it",
     )
+
+
+def in_short(result: CampaignResult) -> str:
+    """Say in a sentence what the evolution came to: before, and at the wave that dev chose."""
+    rows = result.arm("evolution")
+    first, best = rows[0], next(row for row in rows if row.wave == result.best)
+    tested = first.test is not None and best.test is not None
+    before, after = (first.test, best.test) if tested else (first.dev, best.dev)
+    if before is None or after is None:
+        return ""
+    start = "cloned from experts" if first.steps else "untrained"
+    text = f"success on {before.tasks} {'held-out test' if tested else 'dev'} tasks: "
+    text += f"{before.success_rate:.1%} {start}"
+    if len(rows) == 1:
+        return text
+    if best is first:
+        return f"{text}; no later policy did better on dev tasks"
+    return f"{text}, {after.success_rate:.1%} after wave {best.wave}, which dev tasks chose"
 
 
 def _some(rows: Sequence[Row], result: CampaignResult, output: Output) -> list[Row]:

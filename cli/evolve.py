@@ -17,7 +17,7 @@ from ..actors.config import load_config
 from ..actors.imported import read_record
 from ..actors.report import CampaignResult
 from . import options
-from .campaign_tables import print_policies, print_waves
+from .campaign_tables import in_short, print_policies, print_waves
 from .interrupt import keeping, run
 from .output import Output
 from .progress import progress_view
@@ -55,18 +55,19 @@ def evolve(
     ):
         result = run(run_campaign, settings, directory, view.update)
     seconds = time.perf_counter() - started
-    figure = draw(result, output)
+    name = f"{config.stem}: {settings.environment.id}, seed {settings.run.seed}"
+    figure = draw(result, output, name)
     _print(result, output, seconds, figure)
 
 
-def draw(result: CampaignResult, output: Output) -> Path | None:
+def draw(result: CampaignResult, output: Output, name: str = "") -> Path | None:
     """Draw the figure, if matplotlib is installed; its absence is said, not hidden."""
     try:
         from .figures import draw_campaign
     except ImportError:
         output.warn("no figure: matplotlib is not installed (pip install 'rollwave[figures]')")
         return None
-    return draw_campaign(result, Path(result.out) / "figures" / "success.png")
+    return draw_campaign(result, Path(result.out) / "figures" / "success.png", name)
 
 
 def _print(result: CampaignResult, output: Output, seconds: float, figure: Path | None) -> None:
@@ -76,6 +77,7 @@ def _print(result: CampaignResult, output: Output, seconds: float, figure: Path 
         counts = ", ".join(f"{n:,} {reason}" for reason, n in imported.left_out.items())
         said = f"; left out: {counts}" if counts else ""
         output.text(f"{imported.kept:,} of {imported.read:,} trajectories became experts{said}")
+    output.text(in_short(result))
     output.text(f"{result.turns:,} turns in {seconds:.0f} s; {result.stopped}")
     if result.unused:
         output.text(f"{result.unused:,} episodes were explored that no policy was trained on")

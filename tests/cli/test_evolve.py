@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rollwave.actors.evaluator import Evaluation, wilson
 from rollwave.actors.report import CampaignResult, Row
 from rollwave.actors.wave_figures import WaveFigures
 from rollwave.cli import evolve as command
+from rollwave.cli.campaign_tables import in_short
 from rollwave.cli.figures import draw_campaign
 from rollwave.cli.main import main
 from rollwave.cli.output import Output
@@ -254,6 +256,86 @@ def test_a_file_that_is_no_config_is_named(
 def test_a_figure_without_test_tasks_shows_dev(tmp_path: Path) -> None:
     path = draw_campaign(result(tmp_path, tested=False), tmp_path / "f" / "success.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of what is drawn, in place of a file."""
+    figures = pytest.importorskip("matplotlib.figure")
+    axes: list[Any] = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, _: axes.extend(self.axes))
+    return axes
+
+
+def lines(axes: Any) -> dict[str, list[float]]:
+    """Where the points of each named line stand."""
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    return {
+        label: [float(x) for x in (h.lines[0] if hasattr(h, "lines") else h).get_xdata()]
+        for label, h in found.items()
+    }
+
+
+def test_what_was_explored_stands_at_the_policy_that_played_it(
+    drawn: list[Any], tmp_path: Path
+) -> None:
+    draw_campaign(long(tmp_path, 10), tmp_path / "success.png")
+    (axes,) = drawn
+    found = lines(axes)
+    assert found["the same policy, exploring training tasks"] == list(range(10))
+    assert found["each wave's policy, greedy"] == [0, 5, 10]
+    assert found["chosen by dev tasks"] == [5]
+    assert axes.get_xlabel() == "wave (0: untrained)"
+
+
+def cloning(out: Path) -> CampaignResult:
+    found = result(out)
+    return CampaignResult(found.rows[:1], 0, "no wave was asked for", 1, str(out))
+
+
+def test_cloning_alone_shows_its_losses_beside_its_one_policy(
+    drawn: list[Any], tmp_path: Path
+) -> None:
+    step = {"kind": "step", "stage": "policy-0000", "global_step": 1}
+    records = [
+        {"kind": "config", "settings": {"a": "b"}},
+        step | {"step": 1, "metrics": {"loss": 2.0}},
+        step | {"step": 2, "metrics": {"loss": None}},  # was not finite
+        step | {"step": 3, "metrics": {"loss": 1.5}},
+        {"kind": "row", "wave": 0, "metrics": {"dev/success_rate": 0.5}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    draw_campaign(cloning(tmp_path), tmp_path / "success.png", "bc: mazes")
+    losses, success = drawn
+    (curve,) = losses.get_lines()
+    assert list(curve.get_xdata()) == [1, 3]
+    assert list(curve.get_ydata()) == [2.0, 1.5]
+    assert success.get_xlabel() == "wave (0: cloned from experts)"
+    inside = [tick for tick in success.get_xticks() if -0.5 <= tick <= 0.5]
+    assert inside == [0]
+    assert success.get_figure().get_suptitle().startswith("bc: mazes\n200 tasks")
+
+
+@pytest.mark.parametrize("held", [None, b"torn", b'{"kind": "config"}\n'])
+def test_cloning_whose_losses_are_gone_is_drawn_without_them(
+    drawn: list[Any], tmp_path: Path, held: bytes | None
+) -> None:
+    if held is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(held)
+    draw_campaign(cloning(tmp_path), tmp_path / "success.png")
+    assert len(drawn) == 1
+
+
+def test_a_campaign_is_summed_up_in_a_sentence(tmp_path: Path) -> None:
+    text = "success on 200 held-out test tasks: 30.0% cloned from experts"
+    assert in_short(cloning(tmp_path)) == text
+    found = result(tmp_path)
+    assert in_short(found) == f"{text}, 45.0% after wave 1, which dev tasks chose"
+    assert in_short(replace(found, best=0)) == f"{text}; no later policy did better on dev tasks"
+    text = in_short(result(tmp_path, tested=False))
+    assert text.startswith("success on 100 dev tasks: 30.0% cloned from experts, 45.0% after")
+    assert "untrained" in in_short(long(tmp_path, 10))
 
 
 def long(out: Path, waves: int) -> CampaignResult:
