@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc"),
 ]
 
+# So many steps that a process is caught in the midst of them, also on a busy machine.
 CONFIG = """
 [run]
 learner_processes = 2
@@ -40,20 +41,20 @@ batch = 8
 [experts]
 tasks = 6
 [cloning]
-max_steps = 60
+max_steps = 300
 batch = 4
 device = "cpu"
 shard = true
-checkpoint_every = 2
+checkpoint_every = 5
 [rollout]
 tasks = 4
 attempts = 2
 max_tokens = 2
 [learner.training]
-max_steps = 60
+max_steps = 300
 batch = 4
 device = "cpu"
-checkpoint_every = 2
+checkpoint_every = 5
 [evaluate]
 dev_tasks = 2
 test_tasks = 0
@@ -94,7 +95,7 @@ def wait_until(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
         time.sleep(0.01)  # another process: there is no virtual clock to wait on
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_it_goes_on_after_kill_9_and_after_ctrl_c_and_leaves_nobody(tmp_path: Path) -> None:
     models = tmp_path / "run" / "models"
 
@@ -124,12 +125,12 @@ def test_it_goes_on_after_kill_9_and_after_ctrl_c_and_leaves_nobody(tmp_path: Pa
     assert process.returncode == INTERRUPTED, stderr
     assert "Traceback" not in stderr
     assert not members(process.pid)
-    assert read_training(str(models / "policy-0000")).metrics["resumed"] >= 2
+    assert read_training(str(models / "policy-0000")).metrics["resumed"] >= 5
 
     process = start(tmp_path)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert json.loads(stdout.splitlines()[-1])["rows"][-1]["wave"] == 1
     trained = read_training(str(models / "policy-0001"))
-    assert trained.metrics["resumed"] >= 2
-    assert trained.steps == 60
+    assert trained.metrics["resumed"] >= 5
+    assert trained.steps == 300
