@@ -47,6 +47,7 @@ from ..engine.system import ActorSystem
 from ..engine.trajectory import Trajectory
 from ..learners.stopping import judge
 from .arena import Arena, curriculum
+from .backends.head_sizes import require_head_size
 from .config import CampaignConfig
 from .evolution import Evolution, evaluated
 from .explorer import Explorer
@@ -54,7 +55,7 @@ from .lasting import lasting, require_same
 from .learner import LearnerActor
 from .monitor import Watch
 from .policies import Renderer
-from .policy_source import PolicySource, policy_source
+from .policy_source import PolicySource, policy_source, serving
 from .report import CampaignResult, has_ended, turns_of, unused_episodes
 from .stages import EXPERT_WAVE, Stages
 from .tracking import tracked
@@ -75,6 +76,15 @@ def _source(config: CampaignConfig, model: str) -> PolicySource:
         kv_cache_gib=inference.kv_cache_gib,
         seed=config.run.seed,
     )
+
+
+def _require_served(config: CampaignConfig) -> None:
+    """Refuse a model that nothing here can serve, before anything is played or trained."""
+    tiny = config.model.tiny
+    if tiny is None:
+        _source(config, config.model.path)
+    elif serving(config.inference.backend) == "vllm":
+        require_head_size(tiny.width // tiny.heads, "model.tiny")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,8 @@ async def run_campaign(
         MissingDependency: a tracker's extra is not installed.
     """
     stages = Stages(config, Path(out), curriculum(config), watch or (lambda _: None))
+    if cast.source is _source:
+        await run_blocking(_require_served, config)
     imported = await stages.imports()  # before there is a run that a wrong path would be kept in
     settings = lasting(config)
     with ExitStack() as stores:

@@ -85,6 +85,10 @@ def _ranges(config: CampaignConfig) -> Iterator[str]:
 def _models(config: CampaignConfig) -> Iterator[str]:
     if bool(config.model.path) == (config.model.tiny is not None):
         yield "model needs either path or a [model.tiny] section, not both"
+    if tiny := config.model.tiny:
+        for key in ("width", "layers", "heads", "context"):
+            if getattr(tiny, key) <= 0:
+                yield f"model.tiny.{key} must be above 0, not {getattr(tiny, key)}"
 
 
 def _training(config: CampaignConfig) -> Iterator[str]:

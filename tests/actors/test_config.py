@@ -107,6 +107,10 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
         (MINIMAL + "[model.tiny]\n", "model needs either path or a [model.tiny] section"),
         (MINIMAL.replace('path = "models/base"', ""), "model needs either path"),
         (
+            MINIMAL.replace('path = "models/base"', "tiny = { heads = 0 }"),
+            "model.tiny.heads must be above 0, not 0",
+        ),
+        (
             MINIMAL + '[evaluate]\ndev_split = "train"\n',
             "evaluate.dev_split = 'train' is also trained on",
         ),

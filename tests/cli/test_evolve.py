@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rollwave.actors.backends.head_sizes import vllm_on_cpu
 from rollwave.actors.config import CampaignConfig
 from rollwave.actors.evaluator import Evaluation, wilson
 from rollwave.actors.report import CampaignResult, Row
@@ -22,6 +24,9 @@ from rollwave.cli.main import main
 from rollwave.cli.output import Output
 from rollwave.engine.store import Store
 
+ON_A_CPU = pytest.mark.skipif(
+    not (find_spec("vllm") and vllm_on_cpu()), reason="needs vLLM's build for CPUs"
+)
 DEMO = Path(__file__).parents[2] / "examples" / "demo.toml"
 
 
@@ -122,6 +127,10 @@ def test_the_demo_has_a_control_and_splits_apart(
         ("nonsense", "nonsense"),
         ("environment.id='maze-gird-v1'", "maze-grid-v1"),
         ("rollout.tasks=999999", "999999"),
+        ("model={path='models/none'}", "models/none"),
+        pytest.param(
+            "model.tiny={width=64, heads=4}", "model.tiny has heads of size 16", marks=ON_A_CPU
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_one_line(
