@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from ...engine.agenttraj import is_item_id
 from ...engine.errors import ConfigError
+from ..base import Task
 from ..registry import resolve
 from ..textcraft.tasks import goals, parse_observation
 from .playback import TextCraftPlayback
@@ -59,18 +60,21 @@ def task_index(env: str, task_id: str, first: str) -> int | None:
     """The number of the task in this environment; None if the record names none of it.
 
     Args:
-        task_id: as the record has it: "babyai_17".
+        task_id: as the record has it: "babyai_17", or "remote_17" of a run on that server.
         first: the first observation.
     """
+    family, _, number = task_id.rpartition("_")
+    served = "://" in env
+    if served and is_item_id(task_id) and task_id == Task(env, int(number)).id:
+        return int(number)  # as a run on that server has it
     if family_of(env) == _TEXTCRAFT:
-        if "://" in env:  # the server's numbers are in an order of its own
+        if served:  # the server's numbers are in an order of its own
             return None
         try:
             _, goal = parse_observation(first)
         except ConfigError:
             return None
         return goals().index(goal) if goal in goals() else None
-    family, _, number = task_id.rpartition("_")
     if not is_item_id(task_id) or family_of(family) != family_of(env):
         return None
     return int(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rollwave.envs.agentgym.identity import own_text, same_world, task_index
+from rollwave.envs.base import Task
 from rollwave.envs.registry import resolve
 
 
@@ -45,6 +46,8 @@ def test_numbers_are_those_of_their_world(task: str, number: int | None) -> None
 
 def test_a_servers_numbers_are_those_of_published_files_but_for_textcraft() -> None:
     assert task_index("http://h:1/webshop?tasks=9", "webshop_7", "Instruction") == 7
+    for env in ("http://h:1/webshop?tasks=9", "http://h:1/textcraft?tasks=9", "http://h-v1:1/maze"):
+        assert task_index(env, Task(env, 7).id, "") == 7  # a run on that server
     first = resolve("textcraft-v1").make()
     seen = first.reset(resolve("textcraft-v1").numbered([300])[0], 0)
     assert task_index("http://h:1/textcraft?tasks=9", "textcraft_7", seen) is None
