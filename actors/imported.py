@@ -88,6 +88,7 @@ def read_experts(
         BadDataFile: a file is missing, damaged, or in no known format.
         ConfigError: nothing of the files can be cloned, or the model lacks their words.
         MissingDependency: a format, or playing again, needs what is not installed.
+        EnvironmentLost: the server on which they are played again is gone.
     """
     from ..learners.exchange import Reading, Tally, detect
 

@@ -14,11 +14,12 @@ Not here: comparing answers with recorded ones (`replay`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from ..engine.errors import ConfigError, EnvironmentFault, MissingDependency
+from ..engine.errors import ConfigError, EnvironmentFault, EnvironmentLost, MissingDependency
 from ..engine.trajectory import Turn
 from .base import Environment, EnvSpec, StepResult, Task
 from .formats import get_format
@@ -43,16 +44,18 @@ def rehearse(
 
     Raises:
         MissingDependency: the environment needs what is not installed.
+        EnvironmentLost: the server or process of the environment is gone.
     """
     session = spec.make()
     try:
         return _played(spec, session, task, turns[: turn_limit or spec.turn_limit])
-    except MissingDependency:
+    except (MissingDependency, EnvironmentLost):
         raise  # that is no fault of the record
     except (EnvironmentFault, ConfigError):
         return None  # no such task, or a world that broke on it
     finally:
-        session.close()
+        with suppress(EnvironmentFault):  # what was played is known
+            session.close()
 
 
 def _played(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rollwave.engine.errors import EnvironmentFault, MissingDependency
+from rollwave.engine.errors import EnvironmentFault, EnvironmentLost, MissingDependency
 from rollwave.engine.trajectory import Turn
 from rollwave.envs.base import Environment, EnvSpec, StepResult, Task
 from rollwave.envs.rehearsal import rehearse
@@ -13,6 +13,7 @@ class Corridor(Environment):
     """Three steps east; "fall" breaks it."""
 
     closed = 0
+    _at = 0
 
     def reset(self, task: Task, seed: int) -> str:
         if task.index == 99:
@@ -24,6 +25,8 @@ class Corridor(Environment):
     def step(self, action: str) -> StepResult:
         if action == "fall":
             raise EnvironmentFault("the floor gave way")
+        if action == "drown":
+            raise EnvironmentLost("the server is gone")
         self._at += action == "east"
         done = self._at == 3 or action == "leave"
         won = done and self._at == 3
@@ -37,6 +40,8 @@ class Corridor(Environment):
 
     def close(self) -> None:
         Corridor.closed += 1
+        if self._at == 3:
+            raise EnvironmentFault("the door is stuck")
 
 
 SPEC = EnvSpec(
@@ -90,3 +95,10 @@ def test_what_does_not_solve_the_task_is_nothing_and_is_closed(
 def test_what_is_not_installed_is_no_fault_of_the_record() -> None:
     with pytest.raises(MissingDependency):
         rehearse(SPEC, Task("corridor-v1", 99, "train"), turns("east"))
+
+
+def test_a_world_that_is_gone_says_nothing_about_the_record() -> None:
+    before = Corridor.closed
+    with pytest.raises(EnvironmentLost, match="the server is gone"):
+        rehearse(SPEC, TASK, turns("east", "drown", "east"))
+    assert Corridor.closed == before + 1
