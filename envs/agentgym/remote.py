@@ -211,8 +211,8 @@ def spec_at(url: str) -> EnvSpec:
         base,
         dialect,
         tasks=int(tasks),
-        dev=_span(url, given.get("dev", "")),
-        test=_span(url, given.get("test", "")),
+        dev=_span(url, given.get("dev", ""), int(tasks)),
+        test=_span(url, given.get("test", ""), int(tasks)),
         id=url,
         turn_limit=int(turns),
         deterministic=replayable,
@@ -221,16 +221,18 @@ def spec_at(url: str) -> EnvSpec:
     return replace(spec, host=lambda: AgentGymHost(base, dialect, token=token, rebuild=replayable))
 
 
-def _span(url: str, text: str) -> range:
+def _span(url: str, text: str, tasks: int) -> range:
     """The numbers of "300-399", both ends included; none of "".
 
     Raises:
-        ConfigError: it is no such span.
+        ConfigError: it is no such span, or goes beyond the tasks.
     """
     first, _, last = text.partition("-")
     if not text:
         return range(0)
     if first.isdecimal() and last.isdecimal() and len(text) < 18 and int(first) <= int(last):
+        if int(last) >= tasks:  # a slip of the finger is not unrolled into memory
+            raise ConfigError(f"{url}: there is no task {last}: {tasks} are numbered from 0")
         return range(int(first), int(last) + 1)
     raise ConfigError(f"{url}: {text!r} is no span of tasks, such as dev=300-399")
 

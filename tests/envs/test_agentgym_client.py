@@ -427,6 +427,7 @@ def test_the_tasks_of_a_server_fall_into_splits_that_share_none() -> None:
     for spans, named in (
         ("dev=4-5&test=5-6", "task 5"),
         ("dev=9-10", "no task 10"),
+        ("dev=4-40000000000000", "no task 40000000000000"),
         ("dev=5-4", "'5-4'"),
         ("test=3", "'3'"),
         ("test=-3", "'-3'"),
