@@ -43,14 +43,22 @@ class Preference(Objective[PairSample]):
         reference: model directory; empty: the start of the training.
         sampled_at: temperature of the explorations, if the start is the policy that made them;
             None: it is not, and the two cannot be compared.
+        compared: the sequences that this policy sampled, where not all sides are its own; None:
+            all that have log-probs.
     """
 
     def __init__(
-        self, settings: PreferenceSettings, *, reference: str = "", sampled_at: float | None = None
+        self,
+        settings: PreferenceSettings,
+        *,
+        reference: str = "",
+        sampled_at: float | None = None,
+        compared: Sequence[Sample] | None = None,
     ) -> None:
         self._settings = settings
         self._reference = reference
         self._sampled_at = sampled_at
+        self._compared = compared
         self.figures: dict[str, float] = {}
         """Known after `prepare`: how far sampler and trainer are apart."""
 
@@ -63,7 +71,8 @@ class Preference(Objective[PairSample]):
         """
         both, training = sides(items), self._settings.training
         if self._sampled_at is not None:
-            own = [sample for sample in both if len(sample.logprobs)][:_COMPARED]
+            sampled = both if self._compared is None else self._compared
+            own = [sample for sample in sampled if len(sample.logprobs)][:_COMPARED]
             self.figures |= mismatch(policy, own, temperature=self._sampled_at or 1.0)
         if self._reference:
             values = named_logprobs(self._reference, both, training, policy.vocabulary)

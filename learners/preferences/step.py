@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ...engine.errors import EmptyWave
-from ..base import Evidence, Progress, Report
+from ..base import Evidence, Progress, Report, Sample
 from ..evidence.filters import refuse_evaluation, task_key
 from ..evidence.samples import hash_samples
 from ..settings import PreferenceSettings
@@ -60,6 +60,7 @@ def learn_pairs(
         settings,
         reference=reference,
         sampled_at=_temperature(ready) if start == evidence.start("last") else None,
+        compared=_newest(ready),
     )
     # The same dictionary: the step reads it after `prepare` has filled in the rest.
     objective.figures |= Pairs(ready.pairs, {}, pairs.verdicts).metrics()
@@ -89,6 +90,18 @@ def _require_enough(ready: PairSamples, least: int, counts: Mapping[str, int]) -
             f"{found} usable preference pairs, fewer than learner.min_pairs = {least} "
             f"({why or 'the wave is empty'}): explore more tasks, or accept fewer pairs"
         )
+
+
+def _newest(ready: PairSamples) -> list[Sample]:
+    """The sequences that the newest policy sampled: the best own one may be of an earlier wave."""
+    found = [
+        (trajectory, sample)
+        for pair, item in zip(ready.pairs, ready.items, strict=True)
+        for trajectory, sample in ((pair.chosen, item.chosen), (pair.rejected, item.rejected))
+        if trajectory.token_ids
+    ]
+    newest = max((trajectory.versions[0] for trajectory, _ in found), default=0)
+    return [sample for trajectory, sample in found if trajectory.versions[0] == newest]
 
 
 def _temperature(ready: PairSamples) -> float:
