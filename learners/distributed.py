@@ -15,7 +15,8 @@ those of cloning, and the waves on disk:
 Each process holds the whole model (`training.processes`), or a part of its layers where the
 settings say `shard` (`model.sharding`); on GPUs each takes its own. The result is that of one
 process, up to the rounding of sums in another order; the first process writes it, and prints
-the report as one line of JSON. The same command goes on after a crash.
+the report as one line of JSON. The same command goes on after a crash: on Linux the processes
+also end with a torchrun that is killed.
 
 Not here: several machines, and a campaign's own processes (`member`).
 """
@@ -33,6 +34,7 @@ from typing import Any, Final
 import msgspec
 
 from ..engine.errors import ConfigError, RollwaveError
+from ..engine.lifeline import die_with
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from .base import Evidence, Progress, Report
@@ -179,11 +181,13 @@ def main() -> None:
     """Join the other processes, do the order, leave."""
     from .training.processes import Processes
 
+    several = "RANK" in os.environ
+    if several:  # else they train on without the one that would end them, and hold the lock
+        die_with(os.getppid())
     if len(sys.argv) != 2:
         raise SystemExit("usage: torchrun … -m rollwave.learners.distributed ORDER.json")
     try:
         order = read_order(sys.argv[1])
-        several = "RANK" in os.environ
         with joined(order, int(os.environ.get("LOCAL_RANK", "0"))) if several else nullcontext():
             report = carry_out(order, _say)
             if Processes.current().first:

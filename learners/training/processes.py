@@ -79,10 +79,16 @@ class Processes:
         return dealt
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Make every gradient the sum of those of all processes."""
-        if self.size == 1:
+        """Make every gradient the sum of those of all processes; none where nobody has one."""
+        everyone = list(parameters)
+        if self.size == 1 or not everyone:
             return
-        for parameter in parameters:
+        reached = torch.tensor([float(p.grad is not None) for p in everyone])
+        reached = reached.to(everyone[0].device)
+        distributed.all_reduce(reached)
+        for parameter, count in zip(everyone, reached.tolist(), strict=True):
+            if not count:  # AdamW leaves alone what has no gradient, and decays what has zeros
+                continue
             if parameter.grad is None:  # it had no part of this step
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,42 @@ def test_every_part_is_dealt_once_and_the_loads_are_even(size):
     assert sorted(map(len, (part for share in shares for part in share))) == [1, 2, 3, 4, 5, 6, 7]
     loads = [sum(map(len, share)) for share in shares]
     assert max(loads) - min(loads) <= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends them")
+def test_processes_end_with_a_torchrun_that_is_killed(tmp_path):
+    """Else they train on, and the same command finds their lock."""
+    order = tmp_path / "order.json"
+    os.mkfifo(order)
+    script = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", script, "-m", "rollwave.learners.distributed", str(order)]
+    with subprocess.Popen(command, env=os.environ | {"RANK": "0"}) as parent:
+        writing = os.open(order, os.O_WRONLY)  # returns when the process reads its order
+        try:
+            parent.kill()
+            gone = select.poll()
+            gone.register(writing, 0)  # an error is told in any case: nobody reads any more
+            assert gone.poll(60_000)
+        finally:
+            os.close(writing)
+
+
+@pytest.mark.parametrize("others", [0.0, 1.0])
+def test_what_no_process_has_a_gradient_of_keeps_none(monkeypatch, others):
+    """AdamW would decay it, and give it moments that one process does not have."""
+
+    def summed(tensor: torch.Tensor) -> None:
+        tensor += others
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", summed)
+    one, two = (torch.ones(2, requires_grad=True) for _ in range(2))
+    two.sum().backward()
+    Processes(0, 2).add_gradients([one, two])
+    assert torch.equal(two.grad, torch.full((2,), 1.0 + others))
+    if others:
+        assert torch.equal(one.grad, torch.full((2,), others))
+    else:
+        assert one.grad is None
 
 
 def test_alone_nothing_is_sent():
