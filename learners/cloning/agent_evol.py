@@ -48,6 +48,7 @@ from ..evidence.filters import (
     refuse_evaluation,
     task_key,
 )
+from ..evidence.moments import moments
 from ..model.mismatch import wave_mismatch
 from ..settings import EvolSettings
 from .behaviour_cloning import clone
@@ -96,8 +97,13 @@ def evolve(
         evaluation=evidence.evaluation,
     )
     learner.last = evidence.start("last")
+    data = learner.select(evidence.experts, evidence.waves)
     return learner.update(
-        learner.select(evidence.experts, evidence.waves), out=out, progress=progress
+        data,
+        out=out,
+        metrics=moments(evidence.waves[-1] if evidence.waves else (), evidence.number)
+        | {"new": float(len(data.new))},
+        progress=progress,
     )
 
 
@@ -204,10 +210,14 @@ class AgentEvol(Learner):
         trajectories: Sequence[Trajectory],
         *,
         out: str,
+        metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
         evaluate: Evaluate | None = None,
     ) -> Report:
         """Train on a `Dataset` of `select` (or on plain trajectories, weighted by settings).
+
+        Args:
+            metrics: known before training; they join the report's.
 
         Raises:
             EvaluationLeak: an evaluation task is among them.
@@ -232,7 +242,10 @@ class AgentEvol(Learner):
             out=out,
             weights=weights,
             record=record,
-            metrics=wave_mismatch(self.last, _newest(trajectories), self.settings.training),
+            metrics={
+                **(metrics or {}),
+                **wave_mismatch(self.last, _newest(trajectories), self.settings.training),
+            },
             new=new,
             dropped=dropped,
             progress=progress,

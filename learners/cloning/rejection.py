@@ -18,6 +18,7 @@ from __future__ import annotations
 import msgspec
 
 from ..base import Evidence, Progress, Report
+from ..evidence.moments import moments
 from ..model.mismatch import wave_mismatch
 from ..settings import EvolSettings, RejectionSettings
 from .agent_evol import AgentEvol
@@ -56,7 +57,9 @@ def evolve(
             "dataset": data.digest,
             "counts": dict(data.counts),
         },
-        metrics=wave_mismatch(evidence.start("last"), data.trajectories, settings.training),
+        metrics=moments(wave, evidence.number)
+        | {"new": float(len(data.new))}
+        | wave_mismatch(evidence.start("last"), data.trajectories, settings.training),
         new=data.new,
         dropped=data.dropped,
         progress=progress,

@@ -34,6 +34,7 @@ from ..training.checkpoint import hash_model
 from ..training.collate import Batch, collate
 from ..training.evolution_step import run_step
 from ..training.objective import Loss, Objective
+from ..training.processes import Sums, join
 from .importance import divergence, log_ratios, ratio_mask, sequence_weights, token_weights
 from .kl import adapted, carried_coefficient, estimate, leave_coefficient, penalised
 from .losses import spread, surrogate, total
@@ -41,8 +42,6 @@ from .rollouts import Rollout, Rollouts, Target, hash_rollouts, padded
 
 if TYPE_CHECKING:
     from ..model.policy import Policy
-
-Sums = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,8 @@ class PolicyGradient(Objective[Rollout]):
             if settings.kl.where != "none":
                 described["kl"] = estimate(logprobs, target.reference, "k3")
             for name, values in described.items():
-                _add(sums, name, float(values[mask].sum()), n)
+                join(sums, name, (float(values[mask].sum()), n))
+            join(sums, "ratio_max", (float(made.ratio[mask].max()), 0.0))
         value = spread(losses, mask, settings.loss.reduction, settings.loss.norm)
         more = self.beside(policy, batch, part, sums)
         return value if more is None else value + more
@@ -353,8 +353,3 @@ def _collated(targets: Sequence[Target], device: torch.device) -> Target:
     return Target(
         **{name: padded([getattr(t, name) for t in targets]).to(device) for name in _FIELDS}
     )
-
-
-def _add(sums: Sums, name: str, value: float, weight: float) -> None:
-    before = sums.get(name, (0.0, 0.0))
-    sums[name] = before[0] + value, before[1] + weight

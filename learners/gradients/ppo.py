@@ -8,7 +8,7 @@ Invariants: the values that advantages and value clipping use are those from bef
 warming up depends on the wave and the start alone, so a resumed step repeats it; the critic is
 saved beside the policy, and the next step takes it up.
 
-Sources: PPO, arXiv 1707.06347; GAE, 1506.02438. Simplified: a critic learns at the policy's rate.
+Sources: PPO, arXiv 1707.06347; GAE, 1506.02438. Simplified: nothing.
 Not here: the policy's loss (`objective`).
 """
 
@@ -27,11 +27,11 @@ from ..base import Evidence, Progress, Report
 from ..settings import PpoSettings
 from ..training.collate import Batch, collate, micro_batches, steps
 from ..training.optimiser import Optimiser
-from ..training.processes import Processes
+from ..training.processes import Processes, Sums, join
 from .advantages import gae, turn_gae, whitened
 from .critic import Critic
 from .losses import spread, value_loss
-from .objective import Estimate, PolicyGradient, Sums, reference_of, run_gradient
+from .objective import Estimate, PolicyGradient, reference_of, run_gradient
 from .rollouts import Rollout, Rollouts, padded, rollouts_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,13 @@ class ActorCritic(PolicyGradient):
     def parameters(self) -> dict[str, Tensor]:
         return self.critic.parameters()
 
+    def factors(self) -> dict[str, float]:
+        return dict.fromkeys(self.critic.parameters(), self._rate() / self._rules.training.lr)
+
+    def _rate(self) -> float:
+        """The critic's."""
+        return self._rules.critic_lr or self._rules.training.lr
+
     def save(self, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         super().save(out, weights)
         self.critic.save(out, weights)
@@ -112,9 +119,7 @@ class ActorCritic(PolicyGradient):
         )
         values = self.critic.values(policy, batch)
         errors = value_loss(values, old, returns, decisions, rules.value_clip)
-        before = sums.get("value_loss", (0.0, 0.0))
-        n = float(decisions.sum())
-        sums["value_loss"] = before[0] + float(errors.detach().sum()), before[1] + n
+        join(sums, "value_loss", (float(errors.detach().sum()), float(decisions.sum())))
         share = spread(errors, mask, rules.loss.reduction, rules.loss.norm)
         return rules.value_weight * self._emphasis * share
 
@@ -143,8 +148,8 @@ class ActorCritic(PolicyGradient):
         self, policy: Policy, items: Sequence[Rollout], earned: Tensor, decisions: Tensor
     ) -> None:
         """Fit a fresh critic to the wave's discounted returns, the policy untouched."""
-        training = self._rules.training
-        optimiser = Optimiser(self.critic.parameters(), lr=training.lr, weight_decay=0.0)
+        training, lr = self._rules.training, self._rate()
+        optimiser = Optimiser(self.critic.parameters(), lr=lr, weight_decay=0.0)
         processes = Processes.current()
         dealt = steps(
             range(len(items)),
@@ -154,7 +159,7 @@ class ActorCritic(PolicyGradient):
             cost=lambda i: len(items[i].rewards),
         )
         for batch in islice(dealt, self._rules.critic_warmup):
-            optimiser.begin(training.lr)
+            optimiser.begin(lr)
             count = float(decisions[batch].sum())
             for part, counts in processes.passes(
                 self._parts(batch, items), lambda i: len(items[i].rewards), even=policy.sharded
@@ -169,8 +174,8 @@ class ActorCritic(PolicyGradient):
             norm = optimiser.gather(training.clip or torch.inf)
             if not norm < torch.inf:
                 raise LearnerError(
-                    f"the critic diverged while warming up (gradient norm {norm}); lower "
-                    f"learner.training.lr = {training.lr}"
+                    f"the critic diverged while warming up (gradient norm {norm}); lower its "
+                    f"rate, {lr} (learner.critic_lr, or else learner.training.lr)"
                 )
             optimiser.move()
 

@@ -28,6 +28,7 @@ from ...engine.errors import EmptyWave, EvaluationLeak
 from ...engine.trajectory import Trajectory
 from ..base import Evidence, Sample
 from ..evidence.filters import TaskKey, task_key
+from ..evidence.moments import moments, staleness
 from ..evidence.samples import hash_samples, samples_of
 from ..settings import GradientSettings
 from .importance import action_mask
@@ -120,22 +121,22 @@ def rollouts_of(settings: GradientSettings, evidence: Evidence) -> Rollouts:
         )
     ready = samples_of(wave, start=evidence.start("last"), settings=settings.training)
     dropped: Counter[str] = Counter(ready.dropped)
-    version = evidence.number - 1  # wave m trains the policy that wave m-1 made
-    kept: list[tuple[Trajectory, Sample, int]] = []
+    kept: list[tuple[Trajectory, Sample]] = []
     for trajectory, sample in zip(ready.trajectories, ready.samples, strict=True):
-        staleness = max(0, version - trajectory.versions[0])
         if not all(math.isfinite(turn.reward) for turn in trajectory.turns):
             dropped["bad_reward"] += 1
         elif not len(sample.logprobs):
             dropped["no_logprobs"] += 1
         elif not trajectory.temperature > 0:
             dropped["greedy"] += 1
-        elif staleness > settings.max_staleness:
+        elif staleness(trajectory, evidence.number) > settings.max_staleness:
             dropped["stale"] += 1
         else:
-            kept.append((trajectory, sample, staleness))
-    items = [_rollout(trajectory, sample, settings) for trajectory, sample, _ in kept]
-    figures = _figures([t for t, _, _ in kept], [lag for _, _, lag in kept])
+            kept.append((trajectory, sample))
+    items = [_rollout(trajectory, sample, settings) for trajectory, sample in kept]
+    figures = moments([trajectory for trajectory, _ in kept], evidence.number)
+    if kept:
+        figures["overlong"] = statistics.fmean(overlong(trajectory) for trajectory, _ in kept)
     return Rollouts(items, dict(dropped), figures)
 
 
@@ -176,19 +177,3 @@ def _rollout(trajectory: Trajectory, sample: Sample, settings: GradientSettings)
         trajectory.temperature,
         overlong(trajectory),
     )
-
-
-def _figures(trajectories: Sequence[Trajectory], staleness: Sequence[int]) -> dict[str, float]:
-    """Describe a wave before its groups are looked at."""
-    if not trajectories:
-        return {}
-    rewards = [t.reward or 0.0 for t in trajectories]
-    return {
-        "reward_mean": statistics.fmean(rewards),
-        "reward_std": statistics.pstdev(rewards),
-        "success_rate": statistics.fmean(float(t.success) for t in trajectories),
-        "turns": statistics.fmean(len(t.turns) for t in trajectories),
-        "staleness_mean": statistics.fmean(staleness),
-        "overlong": statistics.fmean(map(overlong, trajectories)),
-        "trajectories": float(len(trajectories)),
-    }

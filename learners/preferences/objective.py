@@ -92,7 +92,7 @@ class Preference(Objective[PairSample]):
 
     def loss(self, policy: Policy, part: Sequence[PairSample], denominator: float) -> Loss:
         settings = self._settings
-        compared = self.compare(policy, part)
+        compared, entropy = self._compare(policy, part)
         values = preference_loss(
             compared,
             kind=settings.loss,
@@ -104,9 +104,9 @@ class Preference(Objective[PairSample]):
         )
         n = float(len(part))
         metrics = preference_metrics(compared, settings.beta)
-        return Loss(
-            values.sum() / denominator, {name: (value, n) for name, value in metrics.items()}
-        )
+        tokens = float((compared.chosen_tokens + compared.rejected_tokens).sum())
+        said = {name: (value, n) for name, value in metrics.items()}
+        return Loss(values.sum() / denominator, said | {"entropy": (entropy, tokens)})
 
     def compare(self, policy: Policy, part: Sequence[PairSample]) -> Sides:
         """Both sides of pairs under the policy, beside what the reference said.
@@ -114,16 +114,21 @@ class Preference(Objective[PairSample]):
         Raises:
             ConfigError: `prepare` has not been called on them.
         """
+        return self._compare(policy, part)[0]
+
+    def _compare(self, policy: Policy, part: Sequence[PairSample]) -> tuple[Sides, float]:
+        """The same, with the summed entropy of the policy at what the agent wrote, in nats."""
         references = [item.reference for item in part if item.reference is not None]
         if len(references) != len(part):
             raise ConfigError("the reference's log-probs are not known: call prepare first")
         samples: list[Sample] = sides(part)
         device = policy.device
-        sums = policy.logprobs(collate(samples, device=device)).sum(dim=1)  # [2 B]
+        logprobs, entropy = policy.scores(collate(samples, device=device))
+        sums = logprobs.sum(dim=1)  # [2 B]
         lengths = torch.tensor([loss_tokens(s) for s in samples], dtype=torch.float32)
         under_reference = torch.tensor(references, dtype=torch.float32, device=device)  # [B, 2]
         lengths = lengths.to(device)
-        return Sides(
+        compared = Sides(
             sums[::2],
             sums[1::2],
             under_reference[:, 0],
@@ -131,3 +136,4 @@ class Preference(Objective[PairSample]):
             lengths[::2],
             lengths[1::2],
         )
+        return compared, float(entropy.detach().sum())

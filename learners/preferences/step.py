@@ -18,6 +18,7 @@ import msgspec
 from ...engine.errors import EmptyWave
 from ..base import Evidence, Progress, Report, Sample
 from ..evidence.filters import refuse_evaluation, task_key
+from ..evidence.moments import moments
 from ..evidence.samples import hash_samples
 from ..settings import PreferenceSettings
 from ..training.evolution_step import run_step
@@ -63,6 +64,8 @@ def learn_pairs(
         compared=_newest(ready),
     )
     # The same dictionary: the step reads it after `prepare` has filled in the rest.
+    newest = evidence.waves[-1:] if settings.history == "all" else evidence.waves
+    objective.figures |= moments([t for part in newest for t in part], evidence.number)
     objective.figures |= Pairs(ready.pairs, {}, pairs.verdicts).metrics()
     return run_step(
         ready.items,

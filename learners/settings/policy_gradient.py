@@ -217,6 +217,9 @@ class PpoSettings(GradientSettings, frozen=True, tag="ppo"):
     whiten: bool = True
     critic: CriticKind = "model"
     """A model of its own, or a linear head on the policy's last hidden state."""
+    critic_lr: float = 0.0
+    """Rate of the critic, which follows the schedule of the policy's; 0: the policy's. For 7B
+    models 1e-5 beside a policy's 1e-6 is usual."""
     value_clip: float = 0.5
     value_weight: float = 1.0
     """Of the value loss beside the policy's."""
@@ -228,4 +231,5 @@ class PpoSettings(GradientSettings, frozen=True, tag="ppo"):
         require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
         require(self.value_clip > 0, "value_clip", self.value_clip, "positive")
         require(self.value_weight > 0, "value_weight", self.value_weight, "positive")
-        require(self.critic_warmup >= 0, "critic_warmup", self.critic_warmup, "0 or more")
+        for key in ("critic_lr", "critic_warmup"):
+            require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")

@@ -48,7 +48,7 @@ from .collate import micro_batches, packed_batches, steps
 from .directories import atomic_directory, emptied, mend
 from .objective import Objective
 from .optimiser import Optimiser
-from .processes import Processes
+from .processes import Processes, join
 
 Item = TypeVar("Item")
 
@@ -115,6 +115,7 @@ class Training(Generic[Item]):
             self.policy.trainable() | objective.parameters(),
             lr=settings.lr,
             weight_decay=settings.weight_decay,
+            factors=objective.factors(),
         )
         source = carried_from(start, settings.lora) if settings.carry_optimiser else None
         self._carried = source is not None and load_moments(
@@ -239,9 +240,8 @@ class Training(Generic[Item]):
             torch.autograd.backward(loss.value if counts else loss.value * 0.0)
             if not counts:
                 continue
-            for name, (value, weight) in {_TOTAL: (loss.value.item(), 0.0), **loss.metrics}.items():
-                before = shares.get(name, (0.0, 0.0))
-                shares[name] = before[0] + value, before[1] + weight
+            for name, share in {_TOTAL: (loss.value.item(), 0.0), **loss.metrics}.items():
+                join(shares, name, share)
         norm = self._optimiser.gather(settings.clip or math.inf)
         shares = self._processes.add(shares)
         total = shares.pop(_TOTAL)[0]

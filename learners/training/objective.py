@@ -37,7 +37,8 @@ Item = TypeVar("Item")
 
 Shares = Mapping[str, tuple[float, float]]
 """Metrics of a part as (sum, weight): over parts and processes both add up, and their quotient
-is the mean over the step. With a weight of 0 the sum itself is reported: a count."""
+is the mean over the step. With a weight of 0 the sum itself is reported: a count. Of what is
+called `…_max`, with a weight of 0, the largest is (`processes.join`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class Objective(ABC, Generic[Item]):
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained beside the policy, by name: a critic, say. After `prepare`."""
+        return {}
+
+    def factors(self) -> dict[str, float]:
+        """What the rate is multiplied by for some of `parameters`, by name; 1 for the others."""
         return {}
 
     @abstractmethod
@@ -105,6 +110,8 @@ class Likelihood(Objective[Sample]):
 
     def loss(self, policy: Policy, part: Sequence[Sample], denominator: float) -> Loss:
         padded = collate(part, device=policy.device)
-        logprobs = policy.logprobs(padded)
+        logprobs, entropy = policy.scores(padded)
         value = nll(logprobs, padded.loss_mask, padded.weights, denominator)
-        return Loss(value, {"loss_tokens": (float(sum(map(loss_tokens, part))), 0.0)})
+        tokens = float(sum(map(loss_tokens, part)))
+        said = {"loss_tokens": (tokens, 0.0), "entropy": (float(entropy.detach().sum()), tokens)}
+        return Loss(value, said)

@@ -26,6 +26,17 @@ Value = TypeVar("Value")
 Sums = dict[str, tuple[float, float]]
 
 
+def join(sums: Sums, name: str, share: tuple[float, float]) -> None:
+    """Enter one more share of a metric: it adds up, or is the larger, if it is called `…_max`."""
+    before = sums.get(name)
+    if before is None:
+        sums[name] = share
+    elif name.endswith("_max"):
+        sums[name] = max(before, share)
+    else:
+        sums[name] = before[0] + share[0], before[1] + share[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """This process among those that train together."""
@@ -94,16 +105,15 @@ class Processes:
             distributed.all_reduce(parameter.grad)
 
     def add(self, sums: Mapping[str, tuple[float, float]]) -> Sums:
-        """Add up metrics as (sum, weight) by name, in the order of ranks."""
+        """Put together metrics as (sum, weight) by name, in the order of ranks; see `join`."""
         if self.size == 1:
             return dict(sums)
         everyone: list[Any] = [None] * self.size
         distributed.all_gather_object(everyone, dict(sums))
         total: Sums = {}
         for one in everyone:
-            for name, (value, weight) in one.items():
-                before = total.get(name, (0.0, 0.0))
-                total[name] = before[0] + value, before[1] + weight
+            for name, share in one.items():
+                join(total, name, share)
         return total
 
     def told(self, value: Value) -> Value:

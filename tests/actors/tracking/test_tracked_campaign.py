@@ -35,6 +35,15 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
+LEARNED = {
+    f"learner/{name}"
+    for name in (
+        *("reward_mean", "reward_std", "success_rate", "staleness_mean"),
+        *("logprob_mismatch", "mismatch_k3", "entropy"),
+    )
+}
+
+
 def run(out: Path, watch: Any = None) -> None:
     trio.run(run_campaign, parse_config(DOCUMENT), out, watch)
 
@@ -67,7 +76,11 @@ def test_the_metrics_of_a_broken_campaign_are_those_of_a_whole_one(tmp_path: Pat
         ("control", 1, 15),
     ]
     assert rows[1]["metrics"]["wave/episodes"] == 12
-    assert {"dev/success_rate", "learner/loss"} <= set(rows[1]["metrics"])
+    assert {"dev/success_rate", "learner/loss", *LEARNED} <= set(rows[1]["metrics"])
+    # What selection leaves out is told, too: of all that was explored each is kept or counted.
+    left_out = sum(n for name, n in rows[1]["metrics"].items() if name.startswith("dropped/"))
+    assert left_out + rows[1]["metrics"]["learner/new"] == 12
+    assert steps[5]["metrics"].keys() == {"loss", "grad_norm", "lr", "entropy", "loss_tokens"}
 
     def breaking(snapshot: Snapshot) -> None:
         if snapshot.stage.startswith("train policy-0001: step 5 of"):
