@@ -97,7 +97,7 @@ def in_short(result: CampaignResult) -> str:
     before, after = (first.test, best.test) if tested else (first.dev, best.dev)
     if before is None or after is None:
         return ""
-    start = "cloned from experts" if first.steps else "untrained"
+    start = "cloned from experts" if first.steps else "before training"
     text = f"success on {before.tasks} {'held-out test' if tested else 'dev'} tasks: "
     text += f"{before.success_rate:.1%} {start}"
     if len(rows) == 1:

@@ -61,7 +61,7 @@ def draw_campaign(result: CampaignResult, path: Path, name: str = "") -> Path:
     tested = any(row.test for row in result.rows)
     cloned = any(row.steps for row in start)
     _chosen(axes, result)
-    axes.set_xlabel(f"wave (0: {'cloned from experts' if cloned else 'untrained'})")
+    axes.set_xlabel(f"wave (0: {'cloned from experts' if cloned else 'before training'})")
     axes.set_ylabel(f"success on {'held-out test' if tested else 'dev'} tasks, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     if not waves:

@@ -295,7 +295,7 @@ def test_what_was_explored_stands_at_the_policy_that_played_it(
     assert found["the same policy, exploring training tasks"] == list(range(10))
     assert found["each wave's policy, greedy"] == [0, 5, 10]
     assert found["chosen by dev tasks"] == [5]
-    assert axes.get_xlabel() == "wave (0: untrained)"
+    assert axes.get_xlabel() == "wave (0: before training)"  # perhaps a trained model's
 
 
 def cloning(out: Path) -> CampaignResult:
@@ -344,7 +344,7 @@ def test_a_campaign_is_summed_up_in_a_sentence(tmp_path: Path) -> None:
     assert in_short(replace(found, best=0)) == f"{text}; no later policy did better on dev tasks"
     text = in_short(result(tmp_path, tested=False))
     assert text.startswith("success on 100 dev tasks: 30.0% cloned from experts, 45.0% after")
-    assert "untrained" in in_short(long(tmp_path, 10))
+    assert "before training" in in_short(long(tmp_path, 10))
 
 
 def long(out: Path, waves: int) -> CampaignResult:
