@@ -93,9 +93,12 @@ def climb(file: Path, out: Path) -> Rung:
 
     Raises:
         subprocess.CalledProcessError: it failed; its own error line says why.
-        ConfigError: the file is none of a campaign, or has changed since it was run.
+        ConfigError: the file is none of a campaign, has no test tasks, or has changed since it
+            was run.
     """
     config = load_config(file)
+    if not config.evaluate.test_tasks:
+        raise ConfigError(f"{file}: evaluate.test_tasks = 0, and the table is of test tasks")
     text = hashlib.sha256(file.read_bytes()).hexdigest()
     place, kept = out / file.stem, out / f"{file.stem}.json"
     if kept.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ def test_a_file_that_is_no_campaign_is_refused_before_anything_runs(
     (tmp_path / "none.toml").write_text("[run]\n")
     with pytest.raises(ConfigError, match=r"none\.toml"):
         climb(tmp_path / "none.toml", tmp_path)
+    text = (EXAMPLES / "bc.toml").read_text()
+    (tmp_path / "untested.toml").write_text(re.sub("test_tasks = .*", "test_tasks = 0", text))
+    with pytest.raises(ConfigError, match=r"test_tasks = 0"):
+        climb(tmp_path / "untested.toml", tmp_path)
     assert commands.ran == []
 
 
