@@ -72,7 +72,7 @@ def read_order(path: str) -> Order:
     """Read and check an order.
 
     Raises:
-        ConfigError: it cannot be read, or says neither or both of `learner` and `clone`.
+        ConfigError: it cannot be read, or is none; see `parse_order`.
     """
     try:
         return parse_order(Path(path).read_bytes(), f"order {path}")
@@ -84,7 +84,8 @@ def parse_order(text: bytes, name: str) -> Order:
     """Check an order, of that name in errors.
 
     Raises:
-        ConfigError: it is none, or says neither or both of `learner` and `clone`.
+        ConfigError: it is none, says neither or both of `learner` and `clone`, or asks for
+            evaluations, which nobody makes.
     """
     try:
         order = msgspec.json.decode(text, type=Order)
@@ -92,6 +93,12 @@ def parse_order(text: bytes, name: str) -> Order:
         raise ConfigError(f"{name}: {error}") from error
     if (order.learner is None) == (order.clone is None):
         raise ConfigError(f"{name}: it needs either `learner` or `clone`")
+    training = order.clone if order.learner is None else order.learner.training
+    if training is not None and training.evaluate_every:
+        raise ConfigError(
+            f"{name}: evaluate_every must be 0, since nobody plays dev tasks in the middle of an "
+            "order; evaluate what it made"
+        )
     return order
 
 

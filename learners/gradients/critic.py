@@ -76,6 +76,8 @@ class Critic:
                 dtype=settings.dtype,
                 device=str(policy.device),
                 seed=settings.seed,
+                packing=settings.packing,
+                gradient_checkpointing=settings.gradient_checkpointing,
                 shard=settings.shard,
             )
         width = _width(policy)

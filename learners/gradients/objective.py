@@ -207,6 +207,7 @@ class PolicyGradient(Objective[Rollout]):
             self.reference,
             dtype=training.dtype,
             device=str(policy.device),
+            packing=training.packing,
             shard=training.shard,
         )
         require_vocabulary(reference, policy.vocabulary)

@@ -120,6 +120,21 @@ def test_an_order_says_either_or(tmp_path):
     assert read_order(str(file)).learner.merge == "initial"
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        '"clone": {"evaluate_every": 5}',
+        '"learner": {"algorithm": "dpo", "training": {"evaluate_every": 5}}',
+    ],
+)
+def test_an_order_that_asks_for_evaluations_is_refused(tmp_path, what):
+    """Nobody plays dev tasks in its middle: they would be left out in silence."""
+    file = tmp_path / "order.json"
+    file.write_text(f'{{"out": "m", "starts": {{}}, {what}}}')
+    with pytest.raises(ConfigError, match="evaluate_every must be 0"):
+        read_order(str(file))
+
+
 def test_one_process_carries_out_an_order_too(tiny, sealed, tmp_path):
     order = Order(out=str(tmp_path / "m"), starts={"last": tiny}, clone=SETTINGS, experts=(sealed,))
     assert carry_out(order).metrics["steps"] == 4

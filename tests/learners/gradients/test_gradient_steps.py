@@ -139,6 +139,17 @@ def test_the_next_step_takes_the_critic_up(tiny, wave, tmp_path, kind):
         Critic.load(kind, str(tmp_path / "a"), policy, rules.training)
 
 
+def test_a_critics_model_is_computed_with_as_the_policy_is(tiny):
+    """It is as large, so what saves memory has to hold for it too."""
+    policy = Policy.load(tiny, device="cpu")
+    assert policy.packed
+    settings = GradientTraining(packing="never", gradient_checkpointing=True)
+    trunk = Critic.load("model", tiny, policy, settings)._trunk
+    assert not trunk.packed
+    assert trunk.model.is_gradient_checkpointing
+    assert all(layer.training for layer in trunk.model.model.layers)
+
+
 @pytest.mark.parametrize("kind", ["model", "head"])
 def test_a_value_knows_nothing_of_its_token(tiny, wave, kind):
     """It is read from what comes before; through a head no gradient reaches the policy."""
