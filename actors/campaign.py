@@ -124,7 +124,8 @@ async def run_campaign(
     stages = Stages(config, Path(out), curriculum(config), watch or (lambda _: None))
     if cast.source is _source:
         await run_blocking(_require_served, config)
-    imported = await stages.imports()  # before there is a run that a wrong path would be kept in
+    stages.require_vocabulary()  # before there is a run that a wrong setting would be kept in
+    imported = await stages.imports()
     settings = lasting(config)
     with ExitStack() as stores:
         main = stores.enter_context(Store.open(stages.out, settings=settings))

@@ -89,6 +89,11 @@ def _models(config: CampaignConfig) -> Iterator[str]:
         for key in ("width", "layers", "heads", "context"):
             if getattr(tiny, key) <= 0:
                 yield f"model.tiny.{key} must be above 0, not {getattr(tiny, key)}"
+        if tiny.width > 0 < tiny.heads and tiny.width % (2 * tiny.heads):
+            yield (
+                f"model.tiny.width = {tiny.width} must be an even multiple of "
+                f"model.tiny.heads = {tiny.heads}"
+            )
 
 
 def _training(config: CampaignConfig) -> Iterator[str]:
@@ -104,6 +109,8 @@ def _training(config: CampaignConfig) -> Iterator[str]:
 
 
 def _experts(config: CampaignConfig) -> Iterator[str]:
+    if config.experts.path == "":  # an unset variable of a shell, say
+        yield "experts.path is empty: name a file or directory, or leave the key out"
     if config.experts.paths:
         if not all(config.experts.paths):
             yield "experts.path names a file or directory, or a list of them; one of these is empty"

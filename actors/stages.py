@@ -31,6 +31,7 @@ from .imported import Imported, read_experts, require_unchanged, write_record
 from .learner import learner_error, stage_of
 from .monitor import Snapshot, Watch
 from .protocol import PolicyUpdated, UpdatePolicy
+from .sections import TinySection
 from .waves import WavePlan, play_wave, read_sealed
 
 EXPERT_WAVE: Final = 0
@@ -51,10 +52,24 @@ class Stages:
         tiny = self.config.model.tiny
         if tiny is None:
             return self.config.model.path
+        self.require_vocabulary()
         path = self.model_path("base")
         if not (path / "config.json").is_file():
-            _make_tiny(path, self.tasks.spec, self.config)  # whole or not at all
+            _make_tiny(path, self.tasks.spec, tiny, self.config.run.seed)  # whole or not at all
         return str(path)
+
+    def require_vocabulary(self) -> None:
+        """Refuse a tiny model of a world whose words are not known.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        spec = self.tasks.spec
+        if self.config.model.tiny is not None and not spec.vocabulary:
+            raise ConfigError(
+                f"model.tiny needs an environment with a closed vocabulary, and {spec.id} has "
+                "none: use maze-grid-v1?style=terse, or give model.path"
+            )
 
     async def imports(self) -> Imported | None:
         """Read the files of experts; None where there are none, or wave 0 holds them already.
@@ -188,17 +203,11 @@ def is_finished(model: str | Path) -> bool:
     return (Path(model) / "training.json").is_file()
 
 
-def _make_tiny(path: Path, spec: EnvSpec, config: CampaignConfig) -> None:
+def _make_tiny(path: Path, spec: EnvSpec, tiny: TinySection, seed: int) -> None:
     from ..learners.model.tiny import make_tiny_model
     from ..learners.training.directories import atomic_directory
 
-    tiny = config.model.tiny
-    if tiny is None or not spec.vocabulary:
-        raise ConfigError(
-            f"model.tiny needs an environment with a closed vocabulary, and {spec.id} has none: "
-            "use maze-grid-v1?style=terse, or give model.path"
-        )
     with atomic_directory(path) as draft:
         make_tiny_model(
-            draft, vocabulary=spec.vocabulary, seed=config.run.seed, **msgspec.structs.asdict(tiny)
+            draft, vocabulary=spec.vocabulary, seed=seed, **msgspec.structs.asdict(tiny)
         )

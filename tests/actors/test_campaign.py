@@ -350,4 +350,5 @@ def test_without_experts_or_control_it_evolves_from_the_base_alone(tmp_path: Pat
 
 def test_an_environment_without_a_vocabulary_cannot_have_a_tiny_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="closed vocabulary, and wordle-v1 has none"):
-        run(tmp_path, config(environment={"id": "wordle-v1"}))
+        run(tmp_path / "out", config(environment={"id": "wordle-v1"}))
+    assert not (tmp_path / "out").exists()  # or the corrected file would be refused there

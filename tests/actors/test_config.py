@@ -111,6 +111,11 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
             "model.tiny.heads must be above 0, not 0",
         ),
         (
+            MINIMAL.replace('path = "models/base"', "tiny = { width = 32, heads = 3 }"),
+            "model.tiny.width = 32 must be an even multiple of model.tiny.heads = 3",
+        ),
+        (MINIMAL + '[experts]\npath = ""\n', "experts.path is empty"),
+        (
             MINIMAL + '[evaluate]\ndev_split = "train"\n',
             "evaluate.dev_split = 'train' is also trained on",
         ),
