@@ -188,13 +188,13 @@ def main() -> None:
     """Join the other processes, do the order, leave."""
     from .training.processes import Processes
 
-    several = "RANK" in os.environ
-    if several:  # else they train on without the one that would end them, and hold the lock
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's: its processes would go on without it
         die_with(os.getppid())
     if len(sys.argv) != 2:
         raise SystemExit("usage: torchrun … -m rollwave.learners.distributed ORDER.json")
     try:
         order = read_order(sys.argv[1])
+        several = "RANK" in os.environ
         with joined(order, int(os.environ.get("LOCAL_RANK", "0"))) if several else nullcontext():
             report = carry_out(order, _say)
             if Processes.current().first:

@@ -170,7 +170,7 @@ def test_processes_end_with_a_torchrun_that_is_killed(tmp_path):
     os.mkfifo(order)
     script = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
     command = [sys.executable, "-c", script, "-m", "rollwave.learners.distributed", str(order)]
-    with subprocess.Popen(command, env=os.environ | {"RANK": "0"}) as parent:
+    with subprocess.Popen(command, env=os.environ | {"TORCHELASTIC_RUN_ID": "1"}) as parent:
         writing = os.open(order, os.O_WRONLY)  # returns when the process reads its order
         try:
             parent.kill()
