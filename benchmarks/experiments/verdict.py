@@ -12,7 +12,8 @@ Not here: running (`runs`), and the page that shows it (`page`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -64,10 +65,21 @@ def judge(experiments: Sequence[Experiment], find: Find) -> list[Verdict]:
     for experiment in experiments:
         seeds = finished(experiment, find)
         for test in experiment.tests if len(seeds) > 1 else ():
-            values = [contrast_of(experiment, test.terms, seed, find) for seed in seeds]
-            rows.append((experiment, test, Contrast.of(values)))
+            values = list(_values(experiment, test, seeds, find))
+            if len(values) > 1:
+                rows.append((experiment, test, Contrast.of(values)))
     corrected = holm([contrast.p for _, _, contrast in rows])
     return [Verdict(*row, p) for row, p in zip(rows, corrected, strict=True)]
+
+
+def _values(
+    experiment: Experiment, test: Test, seeds: Sequence[int], find: Find
+) -> Iterator[float]:
+    """The contrast of every seed that has the figure: a run that ended before it learned has
+    none of learning. How many seeds are left, the table says."""
+    for seed in seeds:
+        with suppress(LookupError):
+            yield contrast_of(experiment, test.terms, seed, find)
 
 
 def contrast_of(experiment: Experiment, terms: Sequence[Term], seed: int, find: Find) -> float:

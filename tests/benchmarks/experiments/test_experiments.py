@@ -21,7 +21,7 @@ from rollwave.benchmarks.experiments.experiment import (
 )
 from rollwave.benchmarks.experiments.experiment import Test as Claim
 from rollwave.benchmarks.experiments.page import draw, markdown
-from rollwave.benchmarks.experiments.runs import Outcome, Point, Results, read
+from rollwave.benchmarks.experiments.runs import KEPT, Outcome, Point, Results, read
 from rollwave.benchmarks.experiments.verdict import contrast_of, finished, judge
 from rollwave.engine.errors import ConfigError, StoreError
 
@@ -180,6 +180,26 @@ def test_a_seed_counts_when_all_its_arms_are_there(filled, tmp_path) -> None:
     assert {seed for _, seed in command.missing([experiment], less, 2)} == {0, 1}
 
 
+def test_a_run_that_ended_before_it_learned_has_no_figure_of_learning() -> None:
+    term = Term(weight=1, arm="more", wave=2, metric="entropy")
+    experiment = small(tests=(*small().tests, Claim(name="entropy", terms=(term,))))
+
+    def find(arm: Arm, seed: int) -> Outcome | None:
+        name = "more" if dict(arm.settings)["rollout.attempts"] == 2 else "less"
+        found = outcome(experiment, name, seed, 10.0, 20.0)
+        if seed == 3:
+            return found
+        learned = msgspec.structs.replace(found.points[1], metrics={"entropy": 1.0})
+        return msgspec.structs.replace(found, points=(found.points[0], learned))
+
+    assert [v.contrast.seeds for v in judge([experiment], find)] == [6, 5]
+
+
+def test_the_figures_that_claims_are_about_are_kept() -> None:
+    asked = {term.metric for e in EXPERIMENTS for test in e.tests for term in test.terms}
+    assert {"", "entropy"} <= asked <= {"", *KEPT}
+
+
 def test_results_are_read_back_and_a_damaged_line_is_named(filled) -> None:
     experiment, results = filled
     again = Results(results.path)
@@ -271,7 +291,8 @@ def test_a_run_is_a_campaign_and_leaves_figures_alone(tmp_path, monkeypatch) -> 
     }
     experiment = small(arms={"more": settings, "less": settings}, seeds=2)
     results = Results(tmp_path / "results.jsonl")
-    command.play([experiment], results, tmp_path / "out", 1, 10.0)
+    left = list(command.missing([experiment], results))
+    command.play(left, results, tmp_path / "out", 1, 10.0)
     assert len(results.path.read_text().splitlines()) == 2
     assert list((tmp_path / "out").iterdir()) == []
     assert json.loads(results.path.read_text().splitlines()[0])["points"][0]["wave"] == 0
