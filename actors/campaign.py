@@ -54,6 +54,7 @@ from .explorer import Explorer
 from .lasting import lasting, require_same
 from .learner import LearnerActor
 from .monitor import Watch
+from .named_models import require_named
 from .policies import Renderer
 from .policy_source import PolicySource, policy_source, serving
 from .report import CampaignResult, has_ended, turns_of, unused_episodes
@@ -113,8 +114,9 @@ async def run_campaign(
         cast: who trains and who samples.
 
     Raises:
-        ConfigError: the config cannot work, the directory holds another campaign, or the files
-            of experts hold nothing to clone, or something else than when they were read.
+        ConfigError: the config cannot work, or names what is not there; the directory holds
+            another campaign; or the files of experts hold nothing to clone, or something else
+            than when they were read.
         TooManyFaults: a wave had a larger share of faults than allowed.
         LearnerError: an evolution step could not be done (no expert can be learned from, say).
         DeadlineExceeded: a stage took too long; the text names it.
@@ -122,6 +124,8 @@ async def run_campaign(
         MissingDependency: a tracker's extra is not installed.
     """
     stages = Stages(config, Path(out), curriculum(config), watch or (lambda _: None))
+    if not has_ended(stages.out):  # then they are only read about
+        await run_blocking(require_named, config)
     if cast.source is _source:
         await run_blocking(_require_served, config)
     stages.require_vocabulary()  # before there is a run that a wrong setting would be kept in
