@@ -30,10 +30,16 @@ def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
             f"{verdict.contrast.positive} of {verdict.contrast.seeds}",
             f"{verdict.corrected:.3f}",
             verdict.word,
-            str(verdict.contrast.needed or "-") if verdict.word == "open" else "",
+            _needed(verdict) if verdict.word == "open" else "",
         ]
         for verdict in verdicts
     ]
+
+
+def _needed(verdict: Verdict) -> str:
+    """Seeds that a mean of this size needs by itself; none where the correction alone is dear."""
+    needed = verdict.contrast.needed
+    return str(needed) if needed is not None and needed > verdict.contrast.seeds else "-"
 
 
 def markdown(experiment: Experiment, verdicts: Sequence[Verdict], find: Find, figure: str) -> str:
