@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +31,7 @@ import trio
 
 from ..engine.blocking import run_blocking
 from ..engine.errors import AskFailed, LearnerError
+from ..engine.last_words import last_words
 from ..learners.base import Report
 from ..learners.distributed import Order
 from ..learners.member import HOST, Done, Failed, Said, Stepped
@@ -44,7 +44,6 @@ _REAP: Final = 10.0
 _WORDS_SECONDS: Final = 1.0
 """Longest wait for the last words of a process that has ended."""
 _WORDS: Final = 8_192
-_LINES: Final = 4
 
 Told = Callable[[int, int, Mapping[str, float]], None]
 
@@ -184,15 +183,7 @@ class Member:
 
     def describe(self) -> str:
         """How it ended, with what it printed last, in one line."""
-        code = self._popen.returncode
-        if code is None:
-            how = "does not end"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
-        lines = self._words.decode(errors="replace").strip().splitlines()[-_LINES:]
-        return f"{how}; it said last: {' | '.join(lines)}" if lines else how
+        return last_words(self._popen.returncode, self._words)
 
     async def _hand(self, order: bytes) -> None:
         with suppress(trio.BrokenResourceError):  # it ended; `run` says how

@@ -28,6 +28,7 @@ import trio
 
 from ...engine.codec import Message, decoder, encode
 from ...engine.errors import ActorDead, DeadlineExceeded, MessageError
+from ...engine.last_words import last_words
 from ...engine.remote import Remote, attach
 from ...engine.wire import Asked
 from .limits import WorkerLimits
@@ -45,7 +46,6 @@ _REAP_SECONDS: Final = 5.0
 _WORDS_SECONDS: Final = 0.2
 """For what it printed last to arrive, once it has ended."""
 _WORDS: Final = 4096
-_LINES: Final = 6
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -208,15 +208,7 @@ class WorkerProcess:
 
     def describe(self) -> str:
         """How it ended, with what it printed last, in one line."""
-        code = self._popen.returncode
-        if code is None:
-            how = "does not end"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
-        lines = self._words.decode(errors="replace").strip().splitlines()[-_LINES:]
-        return f"{how}; it said last: {' | '.join(lines)}" if lines else how
+        return last_words(self._popen.returncode, self._words)
 
     # -- its end --------------------------------------------------------------
 
