@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..learners.settings import EtoSettings, GradientSettings
+from ..learners.settings import EtoSettings, GradientSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from .config import CampaignConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def contradiction(config: CampaignConfig) -> str:
     """Say what is wrong with these settings, naming the key; nothing if all is well."""
-    rules = (_ranges, _models, _training, _experts, _splits, _exploration, _staleness)
+    rules = (_ranges, _models, _training, _processes, _experts, _splits, _exploration, _staleness)
     return next((found for rule in rules for found in rule(config)), "")
 
 
@@ -96,15 +96,30 @@ def _models(config: CampaignConfig) -> Iterator[str]:
             )
 
 
-def _training(config: CampaignConfig) -> Iterator[str]:
+def _trainings(config: CampaignConfig) -> dict[str, TrainingSettings]:
+    """Every training of the campaign, by its section."""
     trainings = {"cloning": config.cloning, "learner.training": config.learner.training}
     if isinstance(config.learner, EtoSettings):
         trainings["learner.opening_training"] = config.learner.opening_training
-    for key, training in trainings.items():
+    return trainings
+
+
+def _training(config: CampaignConfig) -> Iterator[str]:
+    for key, training in _trainings(config).items():
         if training.evaluate_every:
             yield (
                 f"{key}.evaluate_every must be 0: a campaign evaluates policies (evaluate.every), "
                 "and nobody plays dev tasks in the middle of a training"
+            )
+
+
+def _processes(config: CampaignConfig) -> Iterator[str]:
+    for key, training in _trainings(config).items():
+        if config.run.learner_processes > 1 and ":" in training.device:
+            yield (
+                f'{key}.device = "{training.device}" is one GPU, and each of '
+                f"run.learner_processes = {config.run.learner_processes} takes its own: "
+                'set it to "cuda"'
             )
 
 

@@ -50,7 +50,7 @@ def evolve(
     output = Output(json=json)
     started = time.perf_counter()
     with (
-        keeping(lambda: f"finished stages are kept in {directory}; the same command goes on"),
+        keeping(lambda: _kept(directory)),
         progress_view(f"evolve {config.name}", output.live) as view,
     ):
         result = run(run_campaign, settings, directory, view.update)
@@ -58,6 +58,12 @@ def evolve(
     name = f"{config.stem}: {settings.environment.id}, seed {settings.run.seed}"
     figure = draw(result, output, name)
     _print(result, output, seconds, figure)
+
+
+def _kept(directory: Path) -> str:
+    if not directory.exists():
+        return "nothing was kept yet: the same command begins anew"
+    return f"finished stages are kept in {directory}; the same command goes on"
 
 
 def draw(result: CampaignResult, output: Output, name: str = "") -> Path | None:

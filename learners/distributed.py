@@ -38,7 +38,7 @@ from ..engine.lifeline import die_with
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from .base import Evidence, Progress, Report
-from .settings import AnyLearner, TrainingSettings
+from .settings import AnyLearner, EtoSettings, TrainingSettings
 
 SECONDS: Final = 1_800.0
 """Longest wait for another process, by default: it may be writing a large model."""
@@ -93,8 +93,10 @@ def parse_order(text: bytes, name: str) -> Order:
         raise ConfigError(f"{name}: {error}") from error
     if (order.learner is None) == (order.clone is None):
         raise ConfigError(f"{name}: it needs either `learner` or `clone`")
-    training = order.clone if order.learner is None else order.learner.training
-    if training is not None and training.evaluate_every:
+    trainings = [order.clone if order.learner is None else order.learner.training]
+    if isinstance(order.learner, EtoSettings):
+        trainings.append(order.learner.opening_training)
+    if any(training is not None and training.evaluate_every for training in trainings):
         raise ConfigError(
             f"{name}: evaluate_every must be 0, since nobody plays dev tasks in the middle of an "
             "order; evaluate what it made"
@@ -156,12 +158,17 @@ def joined(
             as the environment says.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes.
+        ConfigError: there are fewer GPUs than processes, or the order names one of them.
     """
     import torch
     from torch import distributed
 
     training = order.clone if order.learner is None else order.learner.training
+    if training is not None and ":" in training.device:
+        raise ConfigError(
+            f'training.device = "{training.device}" is one GPU, and several processes each take '
+            'their own: set it to "cuda"'
+        )
     cuda = training is not None and training.device != "cpu" and torch.cuda.is_available()
     if cuda and local_rank >= torch.cuda.device_count():
         raise ConfigError(

@@ -5,6 +5,8 @@ Not here: what is learned from (the settings of each algorithm), or the loop (`t
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Literal
 
 from .base import Settings, require
@@ -74,7 +76,8 @@ class TrainingSettings(Settings, frozen=True):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in. Trained weights stay float32; bfloat16 is not bit-reproducible."""
     device: str = "auto"
-    """One of "cpu", "cuda" and "auto" (the GPU if there is one)."""
+    """One of "cpu", "cuda", "auto" (the GPU if there is one), or a certain GPU as "cuda:1", which
+    several processes cannot share."""
     lora: LoraSettings | None = None
     texts: bool = False
     """Learn also from a model's trajectories that came without token ids (API servers)."""
@@ -94,7 +97,7 @@ class TrainingSettings(Settings, frozen=True):
     0: by steps alone. Neither of the two changes the result."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "lr", self.lr, "positive")
+        require(0 < self.lr < math.inf, "lr", self.lr, "positive and finite")
         require(self.epochs > 0, "epochs", self.epochs, "positive")
         require(self.batch > 0, "batch", self.batch, "positive")
         require(self.micro_tokens > 0, "micro_tokens", self.micro_tokens, "positive")
@@ -102,5 +105,7 @@ class TrainingSettings(Settings, frozen=True):
         require(self.patience > 0, "patience", self.patience, "positive")
         for key in ("max_steps", "batch_tokens", "evaluate_every", "checkpoint_every", "context"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "device", self.device, 'one of "auto", "cpu", "cuda", or a GPU as "cuda:1"')
         for key in ("weight_decay", "clip", "checkpoint_seconds"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")

@@ -86,6 +86,10 @@ def test_every_section_is_read_with_its_types(tmp_path: Path) -> None:
         (MINIMAL + "[cloning]\nlr = -1.0\n", "lr = -1.0"),
         (MINIMAL + "[learner]\nbeta = 0\n", "beta = 0.0"),
         (MINIMAL + "[learner.training]\nepochs = 0\n", "epochs = 0"),
+        (
+            MINIMAL + '[run]\nlearner_processes = 2\n[cloning]\ndevice = "cuda:1"\n',
+            'cloning.device = "cuda:1" is one GPU',
+        ),
         (MINIMAL + "[run]\nconcurrency = 0\n", "run.concurrency must be above 0, not 0"),
         (MINIMAL + "[run]\nturn_seconds = nan\n", "run.turn_seconds must be above 0, not nan"),
         (MINIMAL + "[run]\nwave_seconds = 0\n", "run.wave_seconds must be above 0, not 0"),
@@ -320,3 +324,9 @@ keys = st.sampled_from(["tasks", "seed", "id", "tiny", "lr", "split", "waves", "
 def test_no_document_raises_anything_but_a_config_error(document: dict[str, Any]) -> None:
     with suppress(ConfigError):
         assert isinstance(parse_config(document), CampaignConfig)
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_text(MINIMAL, "utf-8-sig")
+    assert load_config(path) == load(tmp_path, MINIMAL)

@@ -407,3 +407,11 @@ def test_a_campaign_of_any_length_fits_on_a_screen_and_in_a_figure(
     assert f"m/policy-{waves - 5}" in shown
     found.write()
     assert json.loads((tmp_path / "report.json").read_text())["rows"][1]["figures"]["staleness"]
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path) -> None:
+    from rollwave.cli.evolve import _kept
+
+    assert _kept(tmp_path / "run").startswith("nothing was kept yet")
+    (tmp_path / "run").mkdir()
+    assert f"kept in {tmp_path / 'run'}" in _kept(tmp_path / "run")

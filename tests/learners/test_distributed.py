@@ -18,7 +18,7 @@ pytestmark = pytest.mark.learn
 from rollwave.engine.errors import ConfigError, EvaluationLeak  # noqa: E402
 from rollwave.engine.store import Store  # noqa: E402
 from rollwave.learners.cloning.behaviour_cloning import BehaviourCloning  # noqa: E402
-from rollwave.learners.distributed import Order, carry_out, read_order  # noqa: E402
+from rollwave.learners.distributed import Order, carry_out, joined, read_order  # noqa: E402
 from rollwave.learners.settings import TrainingSettings  # noqa: E402
 from rollwave.learners.training.checkpoint import read_state  # noqa: E402
 from rollwave.learners.training.processes import Processes  # noqa: E402
@@ -125,6 +125,7 @@ def test_an_order_says_either_or(tmp_path):
     [
         '"clone": {"evaluate_every": 5}',
         '"learner": {"algorithm": "dpo", "training": {"evaluate_every": 5}}',
+        '"learner": {"algorithm": "eto", "opening_training": {"evaluate_every": 5}}',
     ],
 )
 def test_an_order_that_asks_for_evaluations_is_refused(tmp_path, what):
@@ -208,3 +209,9 @@ def test_alone_nothing_is_sent():
     assert alone.add({"a": (1.0, 2.0)}) == {"a": (1.0, 2.0)}
     assert alone.told("x") == "x"
     alone.wait()
+
+
+def test_several_processes_do_not_share_one_gpu():
+    order = Order(out="m", starts={}, clone=TrainingSettings(device="cuda:1"))
+    with pytest.raises(ConfigError, match='set it to "cuda"'), joined(order, 0):
+        pass

@@ -17,6 +17,10 @@ from rollwave.learners.settings import EvolSettings, LoraSettings, TrainingSetti
     ("make", "key"),
     [
         (lambda: TrainingSettings(lr=0.0), "lr"),
+        (lambda: TrainingSettings(lr=float("inf")), "lr"),
+        (lambda: TrainingSettings(lr=float("nan")), "lr"),
+        (lambda: TrainingSettings(device="gpu"), "device"),
+        (lambda: TrainingSettings(device="cuda:x"), "device"),
         (lambda: TrainingSettings(epochs=0), "epochs"),
         (lambda: TrainingSettings(batch=0), "batch"),
         (lambda: TrainingSettings(warmup=1.5), "warmup"),
