@@ -191,7 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     rungs = []
     for file in options.files or [EXAMPLES / f"{name}.toml" for name in NAMES]:
-        rungs.append(climb(file, options.out))
+        try:
+            rungs.append(climb(file, options.out))
+        except ConfigError as error:
+            parser.error(str(error))
         output.note(f"{file.stem}: {rungs[-1].stopped}; {rungs[-1].figure}")
     if options.markdown:
         output.text(markdown(rungs))

@@ -139,3 +139,9 @@ def test_every_file_of_the_ladder_is_a_campaign_on_vllm(name: str) -> None:
     assert config.inference.backend == "vllm"
     assert config.run.out == f"runs/{name}"
     assert config.evaluate.test_tasks >= 200
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none.toml"), "--out", str(tmp_path / "out")])
+    assert re.search(r"error: cannot read .*none\.toml", capsys.readouterr().err)
