@@ -103,10 +103,6 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
                 f"{', '.join(ALGORITHMS)}"
             )
         document = {**document, "learner": learner}
-        rollout = document.get("rollout", {})
-        beside_experts = learner["algorithm"] == "eto" and not learner.get("self_play")
-        if beside_experts and isinstance(rollout, dict):
-            document["rollout"] = {"temperature": 0.0, "attempts": 1} | rollout
     experts = document.get("experts")
     if isinstance(experts, dict) and experts.get("path"):
         document = {**document, "experts": {"tasks": 0} | experts}  # all that the files hold
@@ -116,11 +112,19 @@ def parse_config(document: dict[str, Any], name: str = "config") -> CampaignConf
         raise ConfigError(f"{name}: {explained(str(error), CampaignConfig, document)}") from None
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+    config = _explored(config, document.get("rollout", {}))
     if isinstance(learner, dict):
         config = _followed(config, learner)
     if found := contradiction(config):
         raise ConfigError(f"{name}: {found}")
     return config
+
+
+def _explored(config: CampaignConfig, said: Mapping[str, Any]) -> CampaignConfig:
+    """Explore as the learner is used to, where nothing is said of it."""
+    unsaid = {k: v for k, v in config.learner.rollout_defaults.items() if k not in said}
+    rollout = msgspec.structs.replace(config.rollout, **unsaid)
+    return msgspec.structs.replace(config, rollout=rollout)
 
 
 def _followed(config: CampaignConfig, said: Mapping[str, Any]) -> CampaignConfig:

@@ -32,8 +32,8 @@ from ..engine.store import Store
 from ..learners.stopping import Decision, Score, collapse, judge
 from .ahead import exploring_ahead
 from .arena import Arena
+from .expert_files import read_record
 from .explorer import Explored, Explorer
-from .imported import read_record
 from .protocol import UpdatePolicy
 from .report import Row, read_training
 from .stages import EXPERT_WAVE, Stages, is_finished

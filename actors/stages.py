@@ -27,7 +27,8 @@ from ..learners.settings import TrainingSettings
 from .arena import Curriculum
 from .config import CampaignConfig
 from .embedding import EngineSettings, open_engine
-from .imported import Imported, read_experts, require_unchanged, write_record
+from .expert_files import require_unchanged, write_record
+from .imported import Imported, read_experts
 from .learner import learner_error, stage_of
 from .monitor import Snapshot, Watch
 from .protocol import PolicyUpdated, UpdatePolicy

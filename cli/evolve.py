@@ -14,7 +14,7 @@ import typer
 
 from ..actors.campaign import run_campaign
 from ..actors.config import load_config
-from ..actors.imported import read_record
+from ..actors.expert_files import read_record
 from ..actors.report import CampaignResult
 from . import options
 from .campaign_tables import in_short, print_policies, print_waves

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Final
 
 from ...engine.errors import EnvironmentFault, MissingDependency
+from .forks import leave_when_forked
 from .gateway import Gateway
 
 START_SECONDS: Final = 60.0
@@ -166,7 +167,7 @@ class Jvm:
             bufsize=0,  # no lock that a fork could find taken
         )
         self._end: Final = weakref.finalize(self, _end, self._popen)
-        _running.add(self)
+        leave_when_forked(self)
         try:
             port, token = _handshake(self._popen, start_seconds)
             printed = _Printed(self._popen)
@@ -203,19 +204,6 @@ class Jvm:
         if hasattr(self, "_hang_up"):
             self._hang_up.detach()
             self.gateway.leave()
-
-
-_running: Final[weakref.WeakSet[Jvm]] = weakref.WeakSet()
-"""What a fork copies. A hook of a fork cannot be taken back: there is one for all, and it has
-to find them; it keeps none alive."""
-
-
-def _forked() -> None:
-    for jvm in list(_running):
-        jvm.leave()
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 class _Printed:

@@ -30,7 +30,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from typing import Final, TypeVar
 from ...engine.errors import ConfigError, EnvironmentFault, EnvironmentLost
 from ..worker.limits import WorkerLimits
 from . import gold, simulator
+from .forks import leave_when_forked
 from .jvm import Jvm
 from .machinery import Live, Machinery
 from .simulator import Moved
@@ -99,7 +99,7 @@ class Simulators:
         self._loads = 0
         self._calls = 0
         self._inherited: list[Machinery] = []
-        _all.add(self)
+        leave_when_forked(self)
 
     def open(self) -> Simulator:
         """A session in which nothing is loaded yet. Costs nothing."""
@@ -211,19 +211,6 @@ class Simulators:
             return
         for _ in range(len(self._order) // 4):
             self._evict()
-
-
-_all: Final[weakref.WeakSet[Simulators]] = weakref.WeakSet()
-"""What a fork copies. A hook of a fork cannot be taken back: there is one for all, and it has
-to find them; it keeps none alive."""
-
-
-def _forked() -> None:
-    for simulators in list(_all):
-        simulators.leave()
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 class Simulator:

@@ -7,7 +7,8 @@ Not here: the algorithms' own keys (the modules beside this one).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from .base import Settings
 from .training import TrainingSettings
@@ -33,6 +34,11 @@ class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
     def exploration(self) -> Exploration:
         """What the algorithm needs to have played."""
         return "tasks"
+
+    @property
+    def rollout_defaults(self) -> Mapping[str, Any]:
+        """What `[rollout]` is where a campaign says nothing of it, by key, if not the usual."""
+        return {}
 
     @property
     def compares(self) -> bool:

@@ -5,7 +5,8 @@ Not here: how pairs are made (`pairs`), and the losses (`preferences.losses`).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -125,6 +126,10 @@ class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
     def history(self) -> History:  # type: ignore[override]  # here the settings decide
         """The best own trajectory is sought in all waves; pairs with experts need the last."""
         return "all" if self.self_play else "last"
+
+    @property
+    def rollout_defaults(self) -> Mapping[str, Any]:
+        return {} if self.self_play else {"temperature": 0.0, "attempts": 1}
 
     @property
     def exploration(self) -> Exploration:

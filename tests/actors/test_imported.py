@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollwave.actors.arena import curriculum
 from rollwave.actors.config import CampaignConfig, parse_config
-from rollwave.actors.imported import GivenUp, Imported, digest, read_experts
+from rollwave.actors.expert_files import digest
+from rollwave.actors.imported import GivenUp, Imported, read_experts
 from rollwave.engine.errors import BadDataFile, ConfigError
 from rollwave.engine.store import Store
 from rollwave.engine.trajectory import FinishReason, Outcome, Trajectory

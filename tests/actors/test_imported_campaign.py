@@ -11,7 +11,7 @@ import pytest
 import trio
 from rollwave.actors.campaign import run_campaign
 from rollwave.actors.config import CampaignConfig, parse_config
-from rollwave.actors.imported import RECORD
+from rollwave.actors.expert_files import RECORD
 from rollwave.actors.lasting import lasting, require_same
 from rollwave.actors.report import CampaignResult
 from rollwave.engine.errors import BadDataFile, ConfigError

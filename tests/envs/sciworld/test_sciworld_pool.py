@@ -319,7 +319,7 @@ def test_an_interrupted_step_is_not_half_done(
 
 
 def test_a_forked_child_goes_on_in_a_process_of_its_own(machines: list[Machine]) -> None:
-    """What the hook does, without a fork; `test_sciworld_simulator` forks."""
+    """What a fork has it do, without one; `test_sciworld_simulator` forks."""
     pool = Simulators()
     session = pool.open()
     session.load("t", 0)
@@ -334,7 +334,7 @@ def test_a_forked_child_goes_on_in_a_process_of_its_own(machines: list[Machine])
     thread = threading.Thread(target=holds)
     thread.start()
     taken.wait(30)
-    subject._forked()
+    pool.leave()
     free = pool.lock.acquire(blocking=False)
     done.set()
     thread.join(30)
