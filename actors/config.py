@@ -67,6 +67,12 @@ class CampaignConfig(Section, frozen=True):
     control: ControlSection = ControlSection()
     track: TrackSection = TrackSection()
 
+    @property
+    def trainings(self) -> dict[str, TrainingSettings]:
+        """Every training that it may run, by section."""
+        learners = {f"learner.{key}": value for key, value in self.learner.trainings.items()}
+        return {"cloning": self.cloning} | learners
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
     """Read a TOML file and apply `section.key=value` overrides.

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..learners.settings import EtoSettings, GradientSettings, TrainingSettings
+from ..learners.settings import GradientSettings
 
 if TYPE_CHECKING:
     from .config import CampaignConfig
@@ -96,16 +96,8 @@ def _models(config: CampaignConfig) -> Iterator[str]:
             )
 
 
-def _trainings(config: CampaignConfig) -> dict[str, TrainingSettings]:
-    """Every training of the campaign, by its section."""
-    trainings = {"cloning": config.cloning, "learner.training": config.learner.training}
-    if isinstance(config.learner, EtoSettings):
-        trainings["learner.opening_training"] = config.learner.opening_training
-    return trainings
-
-
 def _training(config: CampaignConfig) -> Iterator[str]:
-    for key, training in _trainings(config).items():
+    for key, training in config.trainings.items():
         if training.evaluate_every:
             yield (
                 f"{key}.evaluate_every must be 0: a campaign evaluates policies (evaluate.every), "
@@ -114,7 +106,7 @@ def _training(config: CampaignConfig) -> Iterator[str]:
 
 
 def _processes(config: CampaignConfig) -> Iterator[str]:
-    for key, training in _trainings(config).items():
+    for key, training in config.trainings.items():
         if config.run.learner_processes > 1 and ":" in training.device:
             yield (
                 f'{key}.device = "{training.device}" is one GPU, and each of '

@@ -11,12 +11,10 @@ Not here: the model itself (`policy_source`), and files of experts (`imported`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from ..engine.errors import ConfigError
-from ..learners.settings import EtoSettings, TrainingSettings
 from ..learners.settings.preference import PreferenceSettings
 from .config import CampaignConfig
 
@@ -40,7 +38,7 @@ def require_named(config: CampaignConfig) -> None:
                 f"learner.reference = {learner.reference!r} is no model directory (it has no "
                 f"config.json): give one, or one of {', '.join(ROLES)}"
             )
-    for key, training in _trainings(config):
+    for key, training in config.trainings.items():
         adapter = training.lora.adapter if training.lora is not None else ""
         for name in ADAPTER_FILES if adapter else ():
             if not (Path(adapter) / name).is_file():
@@ -48,10 +46,3 @@ def require_named(config: CampaignConfig) -> None:
                     f"{key}.lora.adapter = {adapter!r} holds no adapters (it has no {name}): give "
                     "the `adapter` folder of a policy, or leave the key out for fresh ones"
                 )
-
-
-def _trainings(config: CampaignConfig) -> Iterator[tuple[str, TrainingSettings]]:
-    yield "cloning", config.cloning
-    yield "learner.training", config.learner.training
-    if isinstance(config.learner, EtoSettings):
-        yield "learner.opening_training", config.learner.opening_training

@@ -38,7 +38,7 @@ from ..engine.lifeline import die_with
 from ..engine.store import read_wave
 from ..engine.trajectory import Trajectory
 from .base import Evidence, Progress, Report
-from .settings import AnyLearner, EtoSettings, TrainingSettings
+from .settings import AnyLearner, TrainingSettings
 
 SECONDS: Final = 1_800.0
 """Longest wait for another process, by default: it may be writing a large model."""
@@ -93,10 +93,8 @@ def parse_order(text: bytes, name: str) -> Order:
         raise ConfigError(f"{name}: {error}") from error
     if (order.learner is None) == (order.clone is None):
         raise ConfigError(f"{name}: it needs either `learner` or `clone`")
-    trainings = [order.clone if order.learner is None else order.learner.training]
-    if isinstance(order.learner, EtoSettings):
-        trainings.append(order.learner.opening_training)
-    if any(training is not None and training.evaluate_every for training in trainings):
+    trainings = list(order.learner.trainings.values()) if order.learner is not None else []
+    if any(t.evaluate_every for t in (*trainings, order.clone) if t is not None):
         raise ConfigError(
             f"{name}: evaluate_every must be 0, since nobody plays dev tasks in the middle of an "
             "order; evaluate what it made"

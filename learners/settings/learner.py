@@ -36,6 +36,11 @@ class LearnerSettings(Settings, frozen=True, tag_field="algorithm"):
         return "tasks"
 
     @property
+    def trainings(self) -> Mapping[str, TrainingSettings]:
+        """Every training that it may run, by the key of its settings."""
+        return {"training": self.training}
+
+    @property
     def rollout_defaults(self) -> Mapping[str, Any]:
         """What `[rollout]` is where a campaign says nothing of it, by key, if not the usual."""
         return {}

@@ -128,6 +128,10 @@ class EtoSettings(PreferenceSettings, frozen=True, tag="eto"):
         return "all" if self.self_play else "last"
 
     @property
+    def trainings(self) -> Mapping[str, TrainingSettings]:
+        return {"training": self.training, "opening_training": self.opening_training}
+
+    @property
     def rollout_defaults(self) -> Mapping[str, Any]:
         return {} if self.self_play else {"temperature": 0.0, "attempts": 1}
 
